@@ -1,0 +1,99 @@
+"""The stages as Python functions, each the same step that the command of that name runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdistill.artifacts import Artifact
+from kdistill.config import folders
+from kdistill.config.compose import plan
+from kdistill.config.schema import Config
+from kdistill.errors import UserError
+from kdistill.models import Classifier, build_classifier, fit_state, load_state
+from kdistill.stages.distill import distill as _distill
+from kdistill.stages.evaluate import evaluate as _evaluate
+from kdistill.stages.finetune import finetune as _finetune
+from kdistill.stages.job import Job
+from kdistill.stages.pipeline import run as _run
+from kdistill.stages.soft_targets import make_soft_targets as _make_soft_targets
+from kdistill.stages.train_teacher import train_teacher as _train_teacher
+
+__all__ = [
+    "distill",
+    "evaluate",
+    "finetune",
+    "load_config",
+    "load_network",
+    "make_soft_targets",
+    "run",
+    "train_teacher",
+]
+
+
+def load_config(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Config:
+    """The config that the command line would compose from these overrides, checked.
+
+    `config_dirs` are folders of the user's own options, as with `--config-dir`. Raises `ConfigError`.
+    """
+    folders.use_folders([str(folder) for folder in config_dirs])
+    return plan("run", list(overrides)).configs[0]
+
+
+def train_teacher(config: Config) -> Artifact:
+    """Train the teacher, or return it when it is there already."""
+    return _train_teacher(Job(config))
+
+
+def make_soft_targets(config: Config) -> Artifact:
+    """Store the teacher's logits; raises `MissingArtifact` without a teacher."""
+    return _make_soft_targets(Job(config))
+
+
+def distill(config: Config) -> Artifact:
+    """Train the student on soft targets and labels; raises `MissingArtifact` without a teacher."""
+    return _distill(Job(config))
+
+
+def finetune(config: Config) -> Artifact:
+    """Fine-tune the distilled student on the labels; raises `MissingArtifact` without a student."""
+    return _finetune(Job(config))
+
+
+def evaluate(config: Config) -> dict[str, dict[str, Any]]:
+    """Test metrics by name: `teacher`, `distilled`, `fine-tuned`, as far as they are there.
+
+    `top1`, `ece` and `agreement` are shares in [0, 1], `nll` is in nats, `bytes` is the file's size.
+    """
+    return _evaluate(Job(config))
+
+
+def run(config: Config) -> dict[str, dict[str, Any]]:
+    """All stages in order, building what is missing; returns what `evaluate` returns."""
+    return _run(Job(config))
+
+
+def load_network(folder: str | Path) -> Classifier:
+    """The trained network of a teacher's or student's folder, in eval mode, on the CPU.
+
+    It takes uint8 images `[N, C, H, W]` and gives logits `[N, K]`; normalisation is inside. Raises
+    `DamagedArtifact` when the weights do not match their checksum.
+    """
+    artifact = Artifact(Path(folder))
+    if not (artifact.folder / "model.json").is_file():
+        raise UserError(f"{folder} does not hold a trained network: there is no model.json in it")
+    about = json.loads(artifact.file("model.json").read_text())
+    network = build_classifier(
+        about["name"],
+        about["params"],
+        classes=len(about["classes"]),
+        channels=about["channels"],
+        image_size=tuple(about["image_size"]),
+        mean=about["mean"],
+        std=about["std"],
+    )
+    path = artifact.file("model.safetensors")
+    fit_state(network.net, load_state(path), str(path))
+    return network.eval()

@@ -1,0 +1,318 @@
+"""The command `kdistill`: words -> a checked config -> Hydra -> a result, a message, an exit code.
+
+Exit codes: 0 success, 1 a failure in a run, 2 a mistake of the user, 130 Ctrl-C.
+Hydra and torch are imported only by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdistill import helptext
+from kdistill.errors import ConfigError, Interrupted, KdistillError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdistill.config.compose import Plan
+
+INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+#: option -> what follows it: nothing, any word, or one of these words
+FLAGS: dict[str, str | list[str] | None] = {
+    "--multirun": None,
+    "--cfg": ["job", "hydra", "all"],
+    "--resolve": None,
+    "--package": "KEY",
+    "--info": INFO,
+    "--config-dir": "DIR",
+    "--help": None,
+    "--version": None,
+}
+SHORT = {
+    "-m": "--multirun",
+    "-c": "--cfg",
+    "-p": "--package",
+    "-i": "--info",
+    "-h": "--help",
+    "-cd": "--config-dir",
+}
+
+
+@dataclass
+class Words:
+    """A command line, taken apart; options may stand anywhere."""
+
+    command: str = ""
+    rest: list[str] = field(default_factory=list)
+    flags: dict[str, str] = field(default_factory=dict)
+    config_dirs: list[str] = field(default_factory=list)
+
+    @property
+    def only_shows(self) -> bool:
+        return "--cfg" in self.flags or "--info" in self.flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's), return its exit code; errors become messages."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    saved = os.environ.get("KDISTILL_DEBUG")
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ["KDISTILL_DEBUG"] = "1"
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader left, as in `kdistill list | head -1`. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt as ex:
+        return _fail(str(ex) or "interrupted", Interrupted.exit_code)
+    except Exception as ex:
+        return _report(ex)
+    finally:
+        if saved is None:
+            os.environ.pop("KDISTILL_DEBUG", None)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[:1] in (["-sc"], ["--shell-completion"]):
+        from kdistill import completion
+
+        return completion.main(argv[1:])
+    if argv[:1] == ["artifacts"]:
+        from kdistill import housekeeping
+
+        return int(housekeeping.main(argv[1:]))
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    words = parse(argv)
+    if "--version" in words.flags:
+        return _say(f"kdistill {_version()}")
+    if not argv or (not words.command and "--help" in words.flags):
+        return _say(helptext.overview())
+    _check_command(words)
+    from kdistill.config import folders
+
+    folders.use_folders(words.config_dirs)
+    if words.command == "list":
+        from kdistill import listing
+
+        return _say(helptext.list_help()) if "--help" in words.flags else listing.main(words.rest)
+    if "--help" in words.flags:
+        groups = {group: list(options) for group, options in folders.groups().items()}
+        return _say(helptext.stage_help(words.command, groups))
+    return _show(words) if words.only_shows else _run(words)
+
+
+# --- words ---
+
+
+def parse(argv: Sequence[str]) -> Words:
+    """Take a command line apart; raises `ConfigError` for an unknown option or a wrong value of one."""
+    words = Words()
+    queue = list(argv)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("-"):
+            if words.command:
+                words.rest.append(word)
+            else:
+                words.command = word
+            continue
+        name, equals, value = word.partition("=")
+        name = SHORT.get(name, name)
+        if name not in FLAGS:
+            near = did_you_mean(name, [*FLAGS, *SHORT])
+            raise ConfigError(f"unknown option {name!r}.{near}\noptions: {', '.join(FLAGS)}")
+        expected = FLAGS[name]
+        if expected is None and equals:
+            raise ConfigError(f"{name} takes no value")
+        if expected is not None and not equals:
+            # What follows --info is optional.
+            takes_next = queue and (name != "--info" or queue[0] in INFO)
+            value = queue.pop(0) if takes_next else "all" if name == "--info" else ""
+        _check_value(name, value)
+        if name == "--config-dir":
+            words.config_dirs.append(value)
+        words.flags[name] = value
+    return words
+
+
+def _check_value(name: str, value: str) -> None:
+    expected = FLAGS[name]
+    if isinstance(expected, list) and value not in expected:
+        got = f"got {value!r}.{did_you_mean(value, expected)}" if value else "got nothing"
+        raise ConfigError(f"{name} needs one of {', '.join(expected)}; {got}")
+    if isinstance(expected, str) and (not value or value.startswith("-")):
+        raise ConfigError(f"{name} needs a value: {name} {expected}")
+
+
+def _check_command(words: Words) -> None:
+    commands = f"commands: {', '.join(helptext.COMMANDS)}"
+    if not words.command:
+        raise ConfigError(f"no command\n{commands}")
+    if "=" in words.command:
+        raise ConfigError(f"no command before {words.command!r}\n{commands}")
+    if words.command not in helptext.COMMANDS:
+        near = did_you_mean(words.command, helptext.COMMANDS)
+        raise ConfigError(f"unknown command {words.command!r}.{near}\n{commands}")
+    for needs in ("--resolve", "--package"):
+        if needs in words.flags and "--cfg" not in words.flags:
+            raise ConfigError(f"{needs} needs --cfg job")
+    together = [flag for flag in ("--multirun", "--cfg", "--info") if flag in words.flags]
+    if len(together) > 1:
+        raise ConfigError(f"{' and '.join(together)} do not go together")
+
+
+# --- commands ---
+
+
+def _show(words: Words) -> int:
+    from omegaconf import OmegaConf
+
+    from kdistill.config import compose
+
+    cfg, overrides = compose.preview(words.command, words.rest)
+    package = words.flags.get("--package", "_global_")
+    if package != "_global_" and OmegaConf.select(cfg, package) is None:
+        from kdistill.config import explain
+
+        raise ConfigError(f"--package: {explain.unknown_setting(package, cfg)}")
+    flags = [
+        part
+        for name, value in words.flags.items()
+        if name != "--config-dir"
+        for part in (name, value)
+        if part
+    ]
+    _call_hydra([*flags, *overrides])
+    return 0
+
+
+def _run(words: Words) -> int:
+    from kdistill.config import compose, folders
+
+    plan = compose.plan(words.command, words.rest, "--multirun" in words.flags)
+    if folders.user_dirs():
+        from kdistill.console import complain
+
+        complain(f"configs also from {', '.join(map(str, folders.user_dirs()))}")
+    from kdistill import stages
+
+    stages.check_before(plan.configs, [compose.users_words(job) for job in plan.jobs])
+    _make_folder(plan)
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        _call_hydra([*(["--multirun"] if plan.multirun else []), *plan.overrides])
+    except KeyboardInterrupt as ex:
+        interrupted = ex
+    if plan.multirun:
+        from kdistill import sweeps
+
+        code = sweeps.report(plan)
+    else:
+        code = 0 if interrupted else _report_single()
+    if interrupted:
+        raise KeyboardInterrupt(
+            str(interrupted) or "interrupted. Give the same command again: it goes on where it stopped"
+        )
+    return code
+
+
+def _make_folder(plan: Plan) -> None:
+    """Make the run's folder: where it cannot be made, say so before Hydra fails in its own words."""
+    from kdistill.errors import StorageError
+    from kdistill.task import storage_error
+
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as ex:
+        runs = Path(plan.configs[0].runs)
+        reason = storage_error(ex, runs) or StorageError(
+            f"cannot make the folder {plan.folder}: {ex.strerror}. Choose another folder with runs=DIR"
+        )
+        raise reason from ex
+
+
+def _report_single() -> int:
+    from kdistill import task
+    from kdistill.console import say, show_table
+
+    outcome = task.last
+    if outcome is None or outcome.result is None:
+        return _fail(outcome.error, outcome.exit_code) if outcome else 1
+    for table in outcome.result.tables:
+        show_table(table)
+    if outcome.result.message:
+        say(outcome.result.message)
+    return 0
+
+
+def _call_hydra(argv: list[str]) -> None:
+    import hydra
+
+    from kdistill.config import compose, folders
+    from kdistill.task import task
+
+    with _hydra_process(["kdistill", *argv]):
+        hydra.main(
+            version_base=compose.VERSION_BASE, config_path=str(folders.shipped_dir()), config_name="config"
+        )(task)()
+
+
+@contextlib.contextmanager
+def _hydra_process(argv: list[str]) -> Iterator[None]:
+    """Give Hydra its command line, and make it raise errors instead of printing them and leaving."""
+    saved = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = saved[0]
+        if saved[1] is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = saved[1]
+
+
+# --- messages ---
+
+
+def _report(ex: Exception) -> int:
+    from kdistill.console import debug
+
+    if debug():
+        traceback.print_exc()
+    if isinstance(ex, KdistillError):
+        return _fail(str(ex), ex.exit_code)
+    from kdistill.config.explain import explain
+
+    text = explain(ex)
+    if text is not None:
+        return _fail(text, ConfigError.exit_code)
+    return _fail(f"{type(ex).__name__}: {ex}\nKDISTILL_DEBUG=1 shows the traceback", 1)
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(text + "\n")
+    return code
+
+
+def _say(text: str) -> int:
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("kdistill")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

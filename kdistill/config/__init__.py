@@ -1,0 +1,1 @@
+"""Configuration: the schema that checks it, and the code that composes it from YAML and overrides."""

@@ -1,0 +1,207 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: find the files, or download them, and read them.
+
+torchvision knows the sources, the file names and the checksums, and downloads. The files are read here: one
+part is read without the other being there, a damaged file is named, and a pickle cannot run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+import sys
+import tempfile
+import warnings
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from kdistill.config import schema
+from kdistill.data.splits import ArraySplit
+from kdistill.errors import DataError
+
+_READERS: dict[str, Any] = {
+    "mnist": datasets.MNIST,
+    "fashion_mnist": datasets.FashionMNIST,
+    "cifar10": datasets.CIFAR10,
+    "cifar100": datasets.CIFAR100,
+}
+_SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+
+
+def read_downloaded(config: schema.Downloaded, *, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
+    """Return one part of the data set and its class names; downloads when the config allows it.
+
+    Raises DataError when the files are neither here nor to be had, or when one is damaged.
+    """
+    read = _read_idx_part if "mnist" in config.name else _read_cifar_part
+    folder = _find(config, train)
+    if folder is None:
+        _download(config)
+        folder = _find(config, train)
+    if folder is None:
+        raise DataError(_missing(config, "the download lacks some files"))
+    return read(folder, config.name, train)
+
+
+# --- where the files are ---
+
+
+def _places(config: schema.Downloaded) -> list[Path]:
+    if config.root is not None:
+        return [Path(config.root).expanduser()]
+    chosen = os.environ.get("KDISTILL_DATA")
+    usual = [Path("~/.cache/kdistill/data").expanduser(), Path("data")]
+    return [Path(chosen).expanduser(), *usual] if chosen else usual
+
+
+def _folders(config: schema.Downloaded) -> list[Path]:
+    """All folders that may hold the files, best first."""
+    inner = _inner_folder(config.name)
+    folders = [place / inner for place in _places(config)]
+    if config.root is not None:
+        folders += [Path(config.root).expanduser()]
+    elif config.name in _SYSTEM_FOLDERS:
+        folders += [_SYSTEM_FOLDERS[config.name]]
+    return folders
+
+
+def _inner_folder(name: str) -> Path:
+    reader = _READERS[name]
+    return Path(reader.__name__, "raw") if "mnist" in name else Path(reader.base_folder)
+
+
+def _files(name: str, train: bool) -> list[str]:
+    """The names of the files that one part needs."""
+    if "mnist" in name:
+        part = "train" if train else "t10k"
+        return [f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"]
+    reader = _READERS[name]
+    return [file for file, _ in (reader.train_list if train else reader.test_list)] + [
+        reader.meta["filename"]
+    ]
+
+
+def _locate(folder: Path, file: str) -> Path | None:
+    """The file, or for idx files also its gzipped form."""
+    names = [file, f"{file}.gz"] if file.endswith("-ubyte") else [file]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _find(config: schema.Downloaded, train: bool) -> Path | None:
+    files = _files(config.name, train)
+    return next((f for f in _folders(config) if all(_locate(f, file) for file in files)), None)
+
+
+def _missing(config: schema.Downloaded, cause: str) -> str:
+    compressed = ".gz" if "mnist" in config.name else ""
+    files = dict.fromkeys(_files(config.name, True) + _files(config.name, False))
+    return (
+        f"the files of {config.name} were not found, and {cause}.\n"
+        f"Looked in: {', '.join(str(folder) for folder in _folders(config))}\n"
+        f"Put these files into {_places(config)[0] / _inner_folder(config.name)}: "
+        f"{', '.join(file + compressed for file in files)}\n"
+        "or name the folder that holds them: dataset.root=DIR"
+    )
+
+
+def _download(config: schema.Downloaded) -> None:
+    """Download all files to the first of the usual places, or to `root`."""
+    if not config.download:
+        raise DataError(_missing(config, "dataset.download=false"))
+    place = _places(config)[0]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        # A file appears under its own name only when it is complete, also for another run that looks for it.
+        with tempfile.TemporaryDirectory(dir=place, prefix=".download-") as partial:
+            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
+                _READERS[config.name](partial, download=True)
+            inner = _inner_folder(config.name)
+            (place / inner).mkdir(parents=True, exist_ok=True)
+            for file in (Path(partial) / inner).iterdir():
+                file.replace(place / inner / file.name)
+    except Exception as error:  # many kinds: no network, a proxy's page, a bad checksum, a full disk
+        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(_missing(config, f"the download failed ({cause})")) from error
+
+
+# --- idx: MNIST and Fashion-MNIST ---
+
+
+def _read_idx_part(folder: Path, name: str, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
+    classes = tuple(_READERS[name].classes)
+    image_path, label_path = (_locate(folder, file) or folder / file for file in _files(name, train))
+    images, labels = read_idx(image_path, 3), read_idx(label_path, 1).long()
+    if len(images) != len(labels):
+        raise DataError(f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels")
+    if len(labels) == 0 or int(labels.max()) >= len(classes):
+        raise DataError(f"{label_path}: expected labels from 0 to {len(classes) - 1}, for {name}")
+    return ArraySplit(images[:, None], labels), classes
+
+
+def read_idx(path: Path, axes: int) -> Tensor:
+    """Read an idx file of bytes, gzipped or not, as a uint8 tensor with so many axes.
+
+    The format: two zero bytes, 8 for unsigned bytes, the number of axes, each axis as a big-endian 32-bit
+    number, the data. Raises DataError that names the file when it is anything else.
+    """
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged or cannot be read ({error}): fetch it again") from error
+    start = 4 + 4 * axes
+    if len(content) < start or content[:4] != bytes([0, 0, 8, axes]):
+        raise DataError(f"{path} is not an idx file of bytes with {axes} axes")
+    shape = struct.unpack(f">{axes}I", content[4:start])
+    if len(content) != start + prod(shape):
+        raise DataError(
+            f"{path} is damaged: {len(content)} bytes, expected {start + prod(shape)}: fetch it again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+
+
+# --- CIFAR: pickles that Python 2 wrote ---
+
+
+def _read_cifar_part(folder: Path, name: str, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
+    reader = _READERS[name]
+    parts = [_unpickle(folder / f, md5) for f, md5 in (reader.train_list if train else reader.test_list)]
+    meta = _unpickle(folder / reader.meta["filename"], reader.meta["md5"])
+    key = "fine_labels" if name == "cifar100" else "labels"
+    images = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+    labels = torch.tensor([label for part in parts for label in part[key]])
+    return ArraySplit(torch.from_numpy(images), labels), tuple(meta[reader.meta["key"]])
+
+
+def _unpickle(path: Path, md5: str) -> Any:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise DataError(f"{path} is not the published file (its md5 is not {md5}): fetch it again")
+    # The files give dtype flags as numbers, which newer numpy calls deprecated.
+    with warnings.catch_warnings(action="ignore"):
+        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds lists, dicts, strings, numbers and numpy arrays, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return getattr(np, name)
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.ndarray(0).__reduce__()[0]
+        raise DataError(f"refused to unpickle {module}.{name}")

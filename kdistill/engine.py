@@ -1,0 +1,104 @@
+"""The machine: device, precision, seeds. What runs where is decided here and nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from kdistill.config import schema
+from kdistill.errors import ConfigError
+
+log = logging.getLogger("kdistill")
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A device, a precision and how networks are put on them."""
+
+    device: torch.device
+    precision: Precision
+    compile: bool = False
+
+    @classmethod
+    def open(cls, config: schema.Device) -> Engine:
+        """Choose device and precision; raises `ConfigError` for a device that is not there."""
+        device = _device(config.name)
+        precision = _precision(config.precision, device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        if precision == "fp32":
+            # float32 means float32: no TF32, and the same kernels in every run
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.deterministic = True
+        log.debug("device %s, precision %s", device, precision)
+        return cls(device, precision, config.compile)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Put a network on the device, in the memory layout that convolutions are fastest in."""
+        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compile:
+            network.compile()
+        return network
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling keeps float16 gradients from vanishing; other precisions need none."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @contextlib.contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Run with torch's generators seeded, and put their states back afterwards."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[kind]:
+        here = " or ".join(k for k, there in available.items() if there)
+        raise ConfigError(f"device.name={name}: there is no {kind} device here. Use device={here}")
+    device = torch.device(name)
+    if kind == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"device.name={name}: there are {torch.cuda.device_count()} cuda devices, counted from 0")
+    return device
+
+
+def _precision(name: str, device: torch.device) -> Precision:
+    """`auto` is float32 on a CPU, where runs are to be repeatable bit for bit, and bfloat16 on a GPU that has it."""
+    if name == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return "bf16" if has_bf16 else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("device.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
+    return name  # type: ignore[return-value]

@@ -1,0 +1,93 @@
+"""Files that survive a kill: written aside, flushed to the disk, renamed into place; and their checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdistill.errors import StorageError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content: after a kill at any moment there is the old file or the new one."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Save tensors, numbers and dicts of them behind their own checksum, in one atomic write."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    write_bytes(path, hashlib.sha256(payload).digest() + payload)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read what `save_state` wrote; None when the file is not there or does not match its checksum.
+
+    Nothing is unpickled but tensors and plain values (`weights_only=True`).
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return state
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into a `StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as ex:
+        problem = storage_problem(ex, folder)
+        if problem is None:
+            raise
+        raise problem from ex
+
+
+def storage_problem(ex: OSError, folder: Path) -> StorageError | None:
+    """The message for an `OSError` of the file system under `folder`; None for any other error."""
+    if ex.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageError(
+            f"the disk is full: cannot write to {folder}. What was finished is kept; free some space"
+            " (`kdistill artifacts gc`) or choose another folder with runs=DIR, and give the same command again"
+        )
+    if ex.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return StorageError(f"cannot write to {folder}: {os.strerror(ex.errno).lower()}. Choose another folder with runs=DIR")
+    return None

@@ -1,0 +1,172 @@
+"""What `kdistill --help` and `kdistill STAGE --help` say. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, told to a user."""
+
+    line: str
+    reads: str
+    does: str
+    writes: str
+    examples: tuple[str, str, str]
+
+
+STAGES = {
+    "train-teacher": Stage(
+        "train the large network (the teacher)",
+        "the data set; teacher.weights, if they are given",
+        "trains `teacher` on the labels and keeps the state that is best on validation",
+        "a teacher artifact, which every later stage finds by its config",
+        (
+            "kdistill train-teacher teacher=resnet56 dataset=cifar10",
+            "kdistill train-teacher teacher.epochs=100 teacher.optim.lr=0.05",
+            "kdistill train-teacher -m teacher=resnet20,resnet32",
+        ),
+    ),
+    "soft-targets": Stage(
+        "store the teacher's logits for every training image",
+        "the data set and the trained teacher",
+        "runs the teacher once over each augmented view of the training images",
+        "a soft-targets artifact; all students that are distilled from it share it",
+        (
+            "kdistill soft-targets",
+            "kdistill soft-targets soft_targets.views=10",
+            "kdistill soft-targets soft_targets.dtype=float32",
+        ),
+    ),
+    "distill": Stage(
+        "train the small network (the student) on the teacher's outputs",
+        "the data set and the trained teacher; soft targets, stored or made on the way",
+        "trains `student` with alpha * CE(labels) + beta * T^2 * KL(teacher || student)",
+        "a student artifact",
+        (
+            "kdistill distill student=mlp loss.T=4",
+            "kdistill distill student.optim=adamw student.epochs=60",
+            "kdistill distill -m loss.T=1,2,4,8 loss.alpha=0.1,0.5",
+        ),
+    ),
+    "finetune": Stage(
+        "fine-tune the distilled student on the labels",
+        "the data set and the distilled student",
+        "trains the student for a few epochs without the teacher",
+        "a fine-tuned artifact",
+        (
+            "kdistill finetune",
+            "kdistill finetune finetune.epochs=10 finetune.optim.lr=0.001",
+            "kdistill finetune -m finetune.epochs=1,5,10",
+        ),
+    ),
+    "eval": Stage(
+        "measure teacher and student on the test split",
+        "the data set and whatever is trained",
+        "computes accuracy, loss, size and speed",
+        "nothing but its own run folder",
+        (
+            "kdistill eval",
+            "kdistill eval student=mlp loss.T=4",
+            "kdistill eval -m loss.T=1,2,4,8",
+        ),
+    ),
+    "run": Stage(
+        "all stages in order; what is already there is not made again",
+        "the data set",
+        "trains the teacher, stores soft targets, distils, fine-tunes and measures",
+        "all artifacts, and one table",
+        (
+            "kdistill run",
+            "kdistill run dataset=fashion_mnist teacher=resnet20 student=cnn",
+            "kdistill run -m student=mlp,cnn,resnet8",
+        ),
+    ),
+}
+
+TOOLS = {
+    "list": "what can be chosen: teachers, students, models, datasets, losses, experiments, artifacts",
+    "artifacts": "what is on disk: list, rm KEY..., gc",
+}
+
+COMMANDS = [*STAGES, *TOOLS]
+
+OPTIONS = """\
+  -m, --multirun         run every combination of the lists in a sweep, such as loss.T=1,2,4
+  -c, --cfg WHAT         show the composed config instead of running: job, hydra or all
+      --resolve          with --cfg: show what ${...} stands for
+  -p, --package KEY      with --cfg: show only this part, such as student.optim
+  -i, --info [WHAT]      show how the config came about: all, config, defaults, defaults-tree,
+                         plugins, searchpath
+      --config-dir DIR   add a folder of configs; its options come before the shipped ones
+                         (may be repeated; also KDISTILL_CONFIG_DIR, ~/.config/kdistill)
+  -h, --help             this text; after a stage: what it does, and all config groups
+      --version          print the version
+  -sc install=bash|zsh   completion with the Tab key: eval "$(kdistill -sc install=bash)\""""
+
+
+def overview() -> str:
+    stages = "\n".join(f"  {name:14} {stage.line}" for name, stage in STAGES.items())
+    tools = "\n".join(f"  {name:14} {line}" for name, line in TOOLS.items())
+    return f"""\
+kdistill distils a large image classifier (teacher) into a small one (student).
+
+usage: kdistill COMMAND [options] [group=option] [key=value] ...
+
+stages:
+{stages}
+
+tools:
+{tools}
+
+options:
+{OPTIONS}
+
+examples:
+  kdistill run                                    teacher and student on scikit-learn's digits
+  kdistill train-teacher dataset=fashion_mnist    only the teacher
+  kdistill distill student=mlp loss.T=4           one student
+  kdistill distill -m loss.T=1,2,4,8              four students of one teacher, and a table
+  kdistill distill --cfg job                      every setting and its value
+
+`teacher=NAME` chooses an option of a group, `teacher.epochs=10` sets a value."""
+
+
+def stage_help(name: str, groups: dict[str, list[str]]) -> str:
+    """The text of one stage, with all config groups and their options."""
+    stage = STAGES[name]
+    examples = "\n".join(f"  {example}" for example in stage.examples)
+    options = "\n".join(_group(group, names) for group, names in groups.items())
+    return f"""\
+kdistill {name}: {stage.line}
+
+  reads    {stage.reads}
+  does     {stage.does}
+  writes   {stage.writes}
+
+examples:
+{examples}
+
+config groups (choose with group=option):
+{options}
+  teacher.optim, student.optim and finetune.optim take an option of optim,
+  student.optim.schedule (and so on) an option of schedule.
+
+`kdistill {name} --cfg job` shows every setting, `--cfg job -p student.optim` a part of them;
+`kdistill list` says a line about each option; `kdistill --help` shows the options of the command line."""
+
+
+def list_help() -> str:
+    return f"""\
+kdistill list [KIND]: {TOOLS["list"]}
+
+  kdistill list             an overview
+  kdistill list students    one line about each"""
+
+
+def _group(group: str, names: list[str]) -> str:
+    return textwrap.fill(
+        ", ".join(names) or "(none yet)", 98, initial_indent=f"  {group:13} ", subsequent_indent=" " * 16
+    )

@@ -1,0 +1,82 @@
+"""`kdistill list`: what can be chosen, from the YAML files and the table of models."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdistill.config import folders
+from kdistill.config.models import FAMILIES, MODELS
+from kdistill.console import say
+from kdistill.errors import ConfigError, did_you_mean
+
+#: what the user names -> config group
+GROUPS = {
+    "teachers": "teacher",
+    "students": "student",
+    "datasets": "dataset",
+    "losses": "loss",
+    "experiments": "experiment",
+}
+KINDS = ["teachers", "students", "models", "datasets", "losses", "experiments", "artifacts"]
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the overview, or one line about each option of a kind; raises `ConfigError`."""
+    if not words:
+        say(overview())
+        return 0
+    kind, *rest = words
+    if kind == "artifacts":
+        from kdistill import housekeeping
+
+        return housekeeping.main(["list", *rest])
+    if kind not in KINDS:
+        raise ConfigError(
+            f"nothing to list as {kind!r}.{did_you_mean(kind, KINDS)}\nchoose from: {', '.join(KINDS)}"
+        )
+    if rest:
+        raise ConfigError(f"list takes one word, got {' '.join(words)!r}")
+    lines = models() if kind == "models" else options(GROUPS[kind])
+    say(_aligned(lines) if lines else _none_yet(GROUPS[kind]))
+    return 0
+
+
+def overview() -> str:
+    parts = []
+    for kind in KINDS[:-1]:
+        names = list(models() if kind == "models" else options(GROUPS[kind]))
+        text = ", ".join(names) or _none_yet(GROUPS[kind])
+        parts.append(textwrap.fill(text, 98, initial_indent=f"{kind:12} ", subsequent_indent=" " * 13))
+    return "\n".join(
+        [*parts, "", "kdistill list KIND says a line about each; kdistill list artifacts: what is on disk"]
+    )
+
+
+def models() -> dict[str, str]:
+    """Name -> one line."""
+    families = {f"{family}/NAME": line for family, (_, line) in FAMILIES.items()}
+    return {name: line for name, (_, line) in MODELS.items()} | families
+
+
+def options(group: str) -> dict[str, str]:
+    """Name -> first comment of its YAML file, the user's own options included."""
+    return {name: first_comment(file) for name, file in folders.groups().get(group, {}).items()}
+
+
+def first_comment(file: Path) -> str:
+    """The first comment line of a YAML file that is not Hydra's `# @package`."""
+    for line in file.read_text().splitlines():
+        if line.startswith("#") and not line.startswith("# @"):
+            return line.lstrip("# ").rstrip()
+    return ""
+
+
+def _none_yet(group: str) -> str:
+    return f"none yet; write one as {folders.own_options_dir() / group / 'NAME.yaml'}"
+
+
+def _aligned(lines: dict[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"{name:{width}}  {line}".rstrip() for name, line in lines.items())

@@ -1,0 +1,214 @@
+"""The one training loop, for teacher, student and fine-tuning, and the one inference loop.
+
+The order of samples is a function of (seed, epoch) and the pixels of (seed, view, sample), so a run can be
+taken up at any step; what a checkpoint must hold is listed in `State.state_dict`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdistill import metrics
+from kdistill.config.schema import Training
+from kdistill.data import Batch, Split, Views, sample_order
+from kdistill.engine import Engine
+from kdistill.errors import Diverged, Interrupted
+from kdistill.losses import Objective
+from kdistill.records import Progress
+from kdistill.state import Fitted, State
+from kdistill.stopping import StopRequest, stop_requests
+from kdistill.teachers import TeacherSignal
+
+log = logging.getLogger("kdistill")
+
+
+class Checkpoint(Protocol):
+    """Where a run's state is kept; `kdistill.artifacts.Work` is one."""
+
+    def load_checkpoint(self) -> dict[str, Any] | None: ...
+    def save_checkpoint(self, state: dict[str, Any]) -> None: ...
+    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A split in seeded order, augmented: epoch `e` shows view `e % distinct_views` of every sample.
+
+    `first_epoch` is where the counting starts, so that fine-tuning goes on with new orders and views.
+    """
+
+    split: Split
+    views: Views
+    order_seed: int
+    distinct_views: int | None = None
+    first_epoch: int = 0
+
+    def view(self, epoch: int) -> int:
+        number = self.first_epoch + epoch
+        return number if self.distinct_views is None else number % self.distinct_views
+
+    def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Augmented batches of an epoch from step `start`; what does not fill a batch waits for another epoch."""
+        order = sample_order(len(self.split), self.order_seed, self.first_epoch + epoch)
+        whole = len(order) // batch_size * batch_size
+        for batch in self.split.batches(order[start * batch_size : whole], batch_size):
+            images = self.views(batch.images, batch.indices, self.view(epoch))
+            yield Batch(images, batch.labels, batch.indices)
+
+
+def fit(
+    network: nn.Module,
+    data: TrainingData,
+    validation: Split,
+    objective: Objective,
+    settings: Training,
+    engine: Engine,
+    *,
+    signal: TeacherSignal | None = None,
+    checkpoint: Checkpoint | None = None,
+    judge_start: bool = False,
+    title: str = "training",
+    checkpoint_seconds: float = 300,
+) -> Fitted:
+    """Train `network` in place and leave the kept state in it.
+
+    Resumes from `checkpoint` when it holds a state, and saves one after every epoch, every
+    `checkpoint_seconds` within an epoch, and when a stop is asked for. With `judge_start`, the starting
+    state is a candidate for `keep: best`: fine-tuning never ends worse on validation than it began.
+
+    Raises:
+        Diverged: the loss is not finite; the optimizer has not moved on it.
+        Interrupted: SIGINT or SIGTERM; the state is saved.
+    """
+    state = State(network, len(data.split), settings, engine)
+    saved = checkpoint.load_checkpoint() if checkpoint else None
+    if saved is not None:
+        state.load_state_dict(saved)
+        log.info("%s: going on at epoch %d of %d, step %d", title, state.epoch + 1, settings.epochs, state.step)
+    elif judge_start or not settings.epochs:
+        state.consider(predict_metrics(network, validation, settings.batch_size, engine))
+
+    with stop_requests() as stop, Progress(title, state.total_steps, state.steps_done) as bar:
+        while not state.finished:
+            saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
+            _train_epoch(state, data, objective, signal, bar, saver, title)
+            _end_epoch(state, validation, title)
+            if checkpoint:
+                checkpoint.write_lines("metrics.jsonl", state.history)
+            saver.save()
+            saver.stop_if_asked()
+    return state.result()
+
+
+def _train_epoch(
+    state: State,
+    data: TrainingData,
+    objective: Objective,
+    signal: TeacherSignal | None,
+    bar: Progress,
+    saver: _Saver,
+    title: str,
+) -> None:
+    state.network.train()
+    view = data.view(state.epoch)
+    for batch in data.batches(state.epoch, state.batch_size, start=state.step):
+        state.set_learning_rate()
+        terms = _accumulate_gradients(state, batch, view, objective, signal)
+        state.optimizer_step()
+        state.record(terms)
+        bar.advance(len(batch.labels), lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
+        saver.after_step()
+
+
+def _accumulate_gradients(
+    state: State, batch: Batch, view: int, objective: Objective, signal: TeacherSignal | None
+) -> dict[str, Tensor]:
+    """Backward through a batch, in parts to save memory; returns each term's mean over the batch."""
+    totals: dict[str, Tensor] = {}
+    for part in _parts(batch, state.settings.optim.accumulate):
+        share = len(part.labels) / len(batch.labels)
+        teacher_logits = signal(part, view) if signal and objective.needs_teacher else None
+        with state.engine.autocast():
+            student_logits = state.network(part.images)
+        terms = objective(student_logits, part.labels, teacher_logits)
+        loss = share * torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            raise Diverged(_divergence(state, terms))
+        state.scaler.scale(loss).backward()
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0) + share * value.detach()
+    return totals
+
+
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    chunks = zip(batch.images.chunk(count), batch.labels.chunk(count), batch.indices.chunk(count), strict=True)
+    for images, labels, indices in chunks:
+        yield Batch(images, labels, indices)
+
+
+def _divergence(state: State, terms: dict[str, Tensor]) -> str:
+    values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+    return (
+        f"the loss is not finite at {state.where} (terms: {values}); the weights have not moved on it."
+        f" A smaller optim.lr (now {state.settings.optim.lr:g}), optim.clip_norm=1 or device.precision=fp32 may help"
+    )
+
+
+def _end_epoch(state: State, validation: Split, title: str) -> None:
+    scores = predict_metrics(state.averaged, validation, state.settings.batch_size, state.engine)
+    row = state.end_epoch(scores)
+    log.info(
+        "%s epoch %d/%d  loss %.4f  validation top-1 %.2f %%  nll %.4f  %s images/s  lr %.3g",
+        *(title, row["epoch"], state.settings.epochs, row["loss"], 100 * scores["top1"], scores["nll"]),
+        *(f"{row['images_per_second']:,.0f}", row["lr"]),
+    )
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
+    """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU."""
+    was_training = network.training
+    network.eval()
+    logits, labels = [], []
+    for batch in split.batches(torch.arange(len(split)), batch_size):
+        with engine.autocast():
+            logits.append(network(batch.images).float().cpu())
+        labels.append(batch.labels.cpu())
+    network.train(was_training)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def predict_metrics(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> dict[str, float]:
+    return metrics.summarise(*predict(network, split, batch_size, engine))
+
+
+@dataclass
+class _Saver:
+    """Saves the state within an epoch: from time to time, and when a stop is asked for."""
+
+    state: State
+    checkpoint: Checkpoint | None
+    every_seconds: float
+    stop: StopRequest
+    _last: float = field(default_factory=time.monotonic)
+
+    def after_step(self) -> None:
+        if self.stop or time.monotonic() - self._last > self.every_seconds:
+            self.save()
+        self.stop_if_asked()
+
+    def save(self) -> None:
+        if self.checkpoint:
+            self.checkpoint.save_checkpoint(self.state.state_dict())
+        self._last = time.monotonic()
+
+    def stop_if_asked(self) -> None:
+        if self.stop and not self.state.finished:
+            raise Interrupted(f"stopped at {self.state.where}; the state is saved: give the same command again to go on")

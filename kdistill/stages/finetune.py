@@ -1,0 +1,40 @@
+"""Stage 4: fine-tune the distilled student on the labels, with a smaller learning rate."""
+
+from __future__ import annotations
+
+from kdistill.artifacts import Artifact, Work
+from kdistill.errors import ConfigError
+from kdistill.identity import key_of
+from kdistill.loop import TrainingData
+from kdistill.losses import Objective
+from kdistill.stages.job import Job
+from kdistill.stages.training import train_network
+
+
+def finetune(job: Job) -> Artifact:
+    """Return the fine-tuned student; raises `MissingArtifact` when the student is not distilled."""
+    if job.config.finetune.epochs == 0:
+        raise ConfigError("finetune.epochs=0: there is nothing to fine-tune; set finetune.epochs, for example finetune.epochs=5")
+    student = job.require_student()
+    parts = job.identity.finetuned
+    return job.store.obtain(
+        "finetuned",
+        job.label("student"),
+        parts,
+        key_of(parts),
+        lambda work: _train(job, student, work),
+        parents={"student": student},
+        force=job.forced("finetune"),
+    )
+
+
+def _train(job: Job, student: Artifact, work: Work) -> None:
+    data = TrainingData(
+        split=job.data.train.to(job.engine.device),
+        views=job.student_views,
+        order_seed=job.config.student.seed,
+        first_epoch=job.config.student.epochs,
+    )
+    settings = job.config.finetune
+    objective = Objective(label_smoothing=settings.label_smoothing)
+    train_network(job, work, "student", settings, objective, data, start=student, title="fine-tuning")

@@ -1,0 +1,23 @@
+"""All stages in order, building what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdistill.stages.distill import distill
+from kdistill.stages.evaluate import evaluate
+from kdistill.stages.finetune import finetune
+from kdistill.stages.job import Job
+from kdistill.stages.soft_targets import make_soft_targets
+from kdistill.stages.train_teacher import train_teacher
+
+
+def run(job: Job) -> dict[str, dict[str, Any]]:
+    """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation."""
+    train_teacher(job)  # also for a student that learns from labels alone: the table compares with it
+    if job.identity.needs_teacher and job.identity.stored:
+        make_soft_targets(job)
+    distill(job)
+    if job.config.finetune.epochs:
+        finetune(job)
+    return evaluate(job)

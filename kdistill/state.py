@@ -1,0 +1,174 @@
+"""The state of a training run: everything that changes while it trains, and what a checkpoint holds of it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdistill.config.schema import Training
+from kdistill.engine import Engine
+from kdistill.errors import DataError
+from kdistill.optim import build_optimizer, learning_rate
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` returns: the network holds the kept state; `history` has one row per epoch."""
+
+    history: list[dict[str, Any]]
+    scores: dict[str, float]
+    """Validation metrics of the kept state."""
+    seconds: float
+    """Training time, over all starts of the run."""
+
+
+class State:
+    """Everything that changes during training."""
+
+    def __init__(self, network: nn.Module, samples: int, settings: Training, engine: Engine) -> None:
+        self.network, self.settings, self.engine = network, settings, engine
+        self.batch_size = min(settings.batch_size, samples)
+        if self.batch_size // settings.optim.accumulate < 1 or self.batch_size % settings.optim.accumulate:
+            raise DataError(
+                f"{samples} training samples do not make a batch of {settings.batch_size}"
+                f" in {settings.optim.accumulate} equal parts; set a smaller batch_size"
+            )
+        self.steps_per_epoch = samples // self.batch_size
+        self.optimizer = build_optimizer(network, settings.optim)
+        self.learning_rate = learning_rate(settings.optim, settings.epochs, self.steps_per_epoch)
+        self.scaler = engine.scaler()
+        self.ema = _moving_average(network, settings.optim.ema)
+        self.epoch = self.step = 0  # finished epochs; finished steps of the running one
+        self.sums: dict[str, Tensor] = {}  # of the running epoch's terms
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, float] = {}  # best validation metrics so far
+        self.kept: dict[str, float] = {}  # validation metrics of the kept state
+        self.kept_weights: dict[str, Tensor] = {}
+        self.waited = 0  # epochs without a better validation
+        self.seconds = 0.0
+        self._clock = time.perf_counter()
+        self._epoch_started, self._resumed_step = self._clock, 0
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network that is validated and kept: the moving average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.epochs * self.steps_per_epoch
+
+    @property
+    def steps_done(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step
+
+    @property
+    def finished(self) -> bool:
+        patience = self.settings.optim.early_stopping
+        return self.epoch >= self.settings.epochs or (patience is not None and self.waited >= patience)
+
+    @property
+    def where(self) -> str:
+        epoch = min(self.epoch + 1, self.settings.epochs)
+        return f"epoch {epoch}/{self.settings.epochs} step {self.step}/{self.steps_per_epoch}"
+
+    def set_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.steps_done)
+
+    def optimizer_step(self) -> None:
+        if self.settings.optim.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.optim.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+
+    def record(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.double()
+        self.step += 1
+
+    def mean_terms(self) -> dict[str, float]:
+        """Mean of the loss and of its terms over the running epoch."""
+        means = {name: (total / self.step).item() for name, total in self.sums.items()}
+        return {"loss": sum(means.values()), **means}
+
+    def end_epoch(self, scores: dict[str, float]) -> dict[str, Any]:
+        now = time.perf_counter()
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **self.mean_terms(),
+            **{f"validation_{name}": value for name, value in scores.items()},
+            "images_per_second": (self.step - self._resumed_step) * self.batch_size / max(1e-9, now - self._epoch_started),
+        }
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.history.append(row)
+        self.waited += 1
+        self.consider(scores)
+        self._epoch_started, self._resumed_step = time.perf_counter(), 0
+        return row
+
+    def consider(self, scores: dict[str, float]) -> None:
+        """Keep the present state if it is the best so far: by top-1, and by NLL where that is equal."""
+        better = not self.best or (scores["top1"], -scores["nll"]) > (self.best["top1"], -self.best["nll"])
+        if better:
+            self.best, self.waited = scores, 0
+        if better or self.settings.keep == "last":
+            self.kept, self.kept_weights = scores, copy.deepcopy(self.averaged.state_dict())
+
+    def result(self) -> Fitted:
+        self.network.load_state_dict(self.kept_weights)
+        self.network.eval()
+        self._count_seconds()
+        return Fitted(self.history, self.kept, self.seconds)
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def state_dict(self) -> dict[str, Any]:
+        self._count_seconds()
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "history": self.history,
+            "best": self.best,
+            "kept": self.kept,
+            "kept_weights": self.kept_weights,
+            "waited": self.waited,
+            "seconds": self.seconds,
+            "random": self.engine.random_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.epoch, self.step, self.waited = saved["epoch"], saved["step"], saved["waited"]
+        self.sums = {name: value.to(self.engine.device) for name, value in saved["sums"].items()}
+        self.history, self.seconds = saved["history"], saved["seconds"]
+        self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
+        self._resumed_step = self.step
+        self.engine.set_random_state(saved["random"])
+
+
+def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

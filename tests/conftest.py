@@ -1,0 +1,55 @@
+"""Shared by all tests: no user's config, and small configs composed from the shipped YAML."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdistill.config.schema import Config
+
+# The tests' networks are tiny: a second thread costs more than it brings, above all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: a whole pipeline in seconds: synthetic 8 x 8 images, a tiny teacher and student
+TINY = (
+    "dataset=synthetic",
+    "dataset.samples=320",
+    "dataset.test_samples=64",
+    "dataset.classes=4",
+    "dataset.image_size=8",
+    "dataset.channels=1",
+    "dataset.augment.crop=1",
+    "dataset.augment.flip=true",
+    "teacher=resnet8",
+    "teacher.params.width=8",
+    "teacher.epochs=3",
+    "teacher.batch_size=32",
+    "teacher.keep=last",
+    "student=cnn",
+    "student.params.channels=[8]",
+    "student.epochs=3",
+    "student.batch_size=32",
+    "student.keep=last",
+    "finetune.epochs=1",
+    "finetune.batch_size=32",
+    "soft_targets.batch_size=32",
+    "device=cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_user_configs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.delenv("KDISTILL_CONFIG_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Config]:
+    """Compose the tiny pipeline's config, with further overrides; runs go to a temporary folder."""
+    from kdistill import load_config
+
+    def compose(*overrides: str) -> Config:
+        return load_config(*TINY, f"runs={tmp_path / 'runs'}", *overrides)
+
+    return compose
