@@ -246,7 +246,9 @@ class ArtifactStore:
         manifest = {
             "kind": kind,
             "key": key,
-            "digest": payload[0] if len(payload) == 1 else sha256("".join(payload).encode()).hexdigest(),
+            "digest": payload[0]
+            if len(payload) == 1
+            else sha256("".join(map(str, payload)).encode()).hexdigest(),
             "made_from": parts,
             "parents": _pins(parents),
             **work.about,

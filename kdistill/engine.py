@@ -90,7 +90,9 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device.name={name}: there is no {kind} device here. Use device={here}")
     device = torch.device(name)
     if kind == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"device.name={name}: there are {torch.cuda.device_count()} cuda devices, counted from 0")
+        raise ConfigError(
+            f"device.name={name}: there are {torch.cuda.device_count()} cuda devices, counted from 0"
+        )
     return device
 
 

@@ -89,5 +89,7 @@ def storage_problem(ex: OSError, folder: Path) -> StorageError | None:
             " (`kdistill artifacts gc`) or choose another folder with runs=DIR, and give the same command again"
         )
     if ex.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return StorageError(f"cannot write to {folder}: {os.strerror(ex.errno).lower()}. Choose another folder with runs=DIR")
+        return StorageError(
+            f"cannot write to {folder}: {os.strerror(ex.errno).lower()}. Choose another folder with runs=DIR"
+        )
     return None

@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     if action == "gc" and not keys:
         stale = [a for a in store.all() if store.is_stale(a)]
         return _remove(store, _with_dependants(store, stale), options.yes, extra=list(store.unfinished()))
-    raise UserError(f"cannot read 'artifacts {' '.join(options.words)}'.{did_you_mean(action, ['list', 'rm', 'gc'])}\n{USAGE}")
+    raise UserError(
+        f"cannot read 'artifacts {' '.join(options.words)}'.{did_you_mean(action, ['list', 'rm', 'gc'])}\n{USAGE}"
+    )
 
 
 def _list(store: ArtifactStore) -> int:
@@ -101,7 +103,9 @@ def _lookup(store: ArtifactStore, key: str) -> Artifact:
     found = [a for a in artifacts if key in (a.key, a.folder.name)]
     if not found:
         names = [a.key for a in artifacts] + [a.folder.name for a in artifacts]
-        raise UserError(f"no artifact {key!r} in {store.root}.{did_you_mean(key, names)} `kdistill artifacts list` shows all")
+        raise UserError(
+            f"no artifact {key!r} in {store.root}.{did_you_mean(key, names)} `kdistill artifacts list` shows all"
+        )
     return found[0]
 
 

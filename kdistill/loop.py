@@ -91,7 +91,9 @@ def fit(
     saved = checkpoint.load_checkpoint() if checkpoint else None
     if saved is not None:
         state.load_state_dict(saved)
-        log.info("%s: going on at epoch %d of %d, step %d", title, state.epoch + 1, settings.epochs, state.step)
+        log.info(
+            "%s: going on at epoch %d of %d, step %d", title, state.epoch + 1, settings.epochs, state.step
+        )
     elif judge_start or not settings.epochs:
         state.consider(predict_metrics(network, validation, settings.batch_size, engine))
 
@@ -148,7 +150,9 @@ def _accumulate_gradients(
 
 
 def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    chunks = zip(batch.images.chunk(count), batch.labels.chunk(count), batch.indices.chunk(count), strict=True)
+    chunks = zip(
+        batch.images.chunk(count), batch.labels.chunk(count), batch.indices.chunk(count), strict=True
+    )
     for images, labels, indices in chunks:
         yield Batch(images, labels, indices)
 
@@ -211,4 +215,6 @@ class _Saver:
 
     def stop_if_asked(self) -> None:
         if self.stop and not self.state.finished:
-            raise Interrupted(f"stopped at {self.state.where}; the state is saved: give the same command again to go on")
+            raise Interrupted(
+                f"stopped at {self.state.where}; the state is saved: give the same command again to go on"
+            )

@@ -28,7 +28,9 @@ class Table:
     note: str = ""
 
     def rich(self) -> RichTable:
-        table = RichTable(title=self.title, caption=self.note or None, box=box.SIMPLE_HEAD, title_justify="left")
+        table = RichTable(
+            title=self.title, caption=self.note or None, box=box.SIMPLE_HEAD, title_justify="left"
+        )
         table.caption_justify = "left"
         for column, sample in zip(self.columns, self.rows[0] if self.rows else self.columns, strict=True):
             table.add_column(column, justify="left" if _is_text(sample) else "right", no_wrap=True)
@@ -63,7 +65,9 @@ class Progress:
     ...     bar.advance(samples=128, status="epoch 1/30  loss 0.52")
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, title: str, total: int, done: int = 0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._clock = clock
         self._started = clock()
         self._samples = 0

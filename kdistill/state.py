@@ -108,7 +108,9 @@ class State:
             "lr": self.optimizer.param_groups[0]["lr"],
             **self.mean_terms(),
             **{f"validation_{name}": value for name, value in scores.items()},
-            "images_per_second": (self.step - self._resumed_step) * self.batch_size / max(1e-9, now - self._epoch_started),
+            "images_per_second": (self.step - self._resumed_step)
+            * self.batch_size
+            / max(1e-9, now - self._epoch_started),
         }
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
         self.history.append(row)

@@ -25,7 +25,9 @@ def writing(content: str, calls: list[str] | None = None):
 
 
 def obtain(store: ArtifactStore, content: str, **more) -> Artifact:
-    return store.obtain("teacher", "net", {"n": 1}, "abc123", writing(content, more.pop("calls", None)), **more)
+    return store.obtain(
+        "teacher", "net", {"n": 1}, "abc123", writing(content, more.pop("calls", None)), **more
+    )
 
 
 def test_made_once_and_found_again(tmp_path: Path) -> None:
@@ -122,11 +124,15 @@ def test_damaged_checkpoint_is_not_loaded(tmp_path: Path) -> None:
     assert load_state(tmp_path / "absent") is None
 
 
-def child(store: ArtifactStore, teacher: Artifact, content: str = "student", calls: list | None = None) -> Artifact:
+def child(
+    store: ArtifactStore, teacher: Artifact, content: str = "student", calls: list | None = None
+) -> Artifact:
     return store.obtain("student", "net", {}, "c0ffee", writing(content, calls), parents={"teacher": teacher})
 
 
-def test_a_child_of_a_rebuilt_parent_is_stale_and_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_child_of_a_rebuilt_parent_is_stale_and_rebuilt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Other teacher weights under the same key: the student is named as stale and made again."""
     store, calls = ArtifactStore(tmp_path), []
     child(store, obtain(store, "teacher 1"), "student 1", calls)

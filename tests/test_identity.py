@@ -10,7 +10,9 @@ from kdistill.identity import Identity, key_of
 KINDS = ("teacher", "soft_targets", "student", "finetuned")
 
 
-def keys(config: Config, fingerprint: str = "data", precision: str = "fp32", weights: dict | None = None) -> list[str]:
+def keys(
+    config: Config, fingerprint: str = "data", precision: str = "fp32", weights: dict | None = None
+) -> list[str]:
     identity = Identity(config, fingerprint, precision, weights or {})
     return [key_of(getattr(identity, kind)) for kind in KINDS]
 
@@ -58,7 +60,9 @@ STUDENT = {"student", "finetuned"}
         ("force=true", set()),
     ],
 )
-def test_what_determines_each_artifact(tiny: Callable[..., Config], override: str, expected: set[str]) -> None:
+def test_what_determines_each_artifact(
+    tiny: Callable[..., Config], override: str, expected: set[str]
+) -> None:
     """A setting changes the artifacts that depend on it and what is made from those, and no others."""
     assert changed(keys(tiny()), keys(tiny(override))) == expected
 

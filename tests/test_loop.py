@@ -15,8 +15,8 @@ from kdistill.data import Views, sample_order
 from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
 from kdistill.errors import DataError, Diverged, Interrupted
-from kdistill.losses import Objective, kd_loss
 from kdistill.loop import TrainingData, fit, predict
+from kdistill.losses import Objective, kd_loss
 from kdistill.models import build_classifier
 from kdistill.optim import build_optimizer, learning_rate
 
@@ -48,7 +48,9 @@ def settings(epochs: int = 2, batch_size: int = 16, keep: str = "best", **optim:
 
 def network(name: str = "resnet8", seed: int = 0, **params: Any) -> nn.Module:
     torch.manual_seed(seed)
-    defaults: dict[str, Any] = {"resnet8": {"width": 4}, "mlp": {"hidden": [16]}, "cnn": {"channels": [8]}}[name]
+    defaults: dict[str, Any] = {"resnet8": {"width": 4}, "mlp": {"hidden": [16]}, "cnn": {"channels": [8]}}[
+        name
+    ]
     return build_classifier(
         name, defaults | params, classes=4, channels=1, image_size=(8, 8), mean=[0.4], std=[0.3]
     )
@@ -121,7 +123,13 @@ def test_terms_in_the_history_add_up_to_the_loss() -> None:
     """Hard and soft term are recorded weighted."""
     objective = Objective(alpha=0.5, beta=0.5, soft=lambda s, t: kd_loss(s, t, T=2))
     row = fit(
-        network(), DATA, VALIDATION, objective, settings(1), CPU, signal=lambda batch, view: torch.zeros(len(batch.labels), 4)
+        network(),
+        DATA,
+        VALIDATION,
+        objective,
+        settings(1),
+        CPU,
+        signal=lambda batch, view: torch.zeros(len(batch.labels), 4),
     ).history[0]
 
     assert row["hard"] + row["soft"] == pytest.approx(row["loss"])
@@ -245,7 +253,14 @@ def test_stopped_and_resumed_equals_uninterrupted(stop_at: int, optim: dict[str,
         objective = Objective(alpha=0.5, beta=0.5, soft=lambda s, t: kd_loss(s, t, T=2))
         with CPU.seeded(7):
             return fit(
-                model, DATA, VALIDATION, objective, settings(epochs=2, **optim), CPU, signal=interrupting, checkpoint=memory
+                model,
+                DATA,
+                VALIDATION,
+                objective,
+                settings(epochs=2, **optim),
+                CPU,
+                signal=interrupting,
+                checkpoint=memory,
             )
 
     torch.manual_seed(0)
@@ -306,7 +321,9 @@ def test_bf16_trains_close_to_fp32() -> None:
     exact, half = network(), network()
     fit(exact, DATA, VALIDATION, Objective(), settings(1, keep="last"), CPU)
     fit(half, DATA, VALIDATION, Objective(), settings(1, keep="last"), Engine(torch.device("cpu"), "bf16"))
-    difference = torch.cat([(a - b).flatten() for a, b in zip(exact.parameters(), half.parameters(), strict=True)])
+    difference = torch.cat(
+        [(a - b).flatten() for a, b in zip(exact.parameters(), half.parameters(), strict=True)]
+    )
     size = torch.cat([p.flatten() for p in exact.parameters()])
 
     assert 0 < difference.norm() < 0.1 * size.norm()

@@ -40,7 +40,9 @@ def test_kd_loss_is_the_mean_over_samples() -> None:
     teacher = torch.tensor([[math.log(3.0), 0.0], [1.0, 2.0]])
     student = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
 
-    assert kd_loss(student[:1], teacher[:1], T=1).item() / 2 == pytest.approx(kd_loss(student, teacher, T=1).item())
+    assert kd_loss(student[:1], teacher[:1], T=1).item() / 2 == pytest.approx(
+        kd_loss(student, teacher, T=1).item()
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -85,7 +87,9 @@ def test_gradient_matches_finite_differences() -> None:
 @pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
 def test_finite_on_extreme_logits(dtype: torch.dtype, T: float) -> None:
     """Logits of +-1e4, all equal, and all zero give finite losses and gradients, also in half precision."""
-    extreme = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [5.0, 5.0, 5.0], [0.0, 0.0, 0.0]], dtype=dtype)
+    extreme = torch.tensor(
+        [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [5.0, 5.0, 5.0], [0.0, 0.0, 0.0]], dtype=dtype
+    )
     for teacher in (extreme, extreme.flip(0), extreme.flip(1)):
         student = extreme.clone().requires_grad_()
         loss = kd_loss(student, teacher, T)

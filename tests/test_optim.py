@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdistill.config.schema import AdamW, Constant, Cosine, MultiStep, SGD
+from kdistill.config.schema import SGD, AdamW, Constant, Cosine, MultiStep
 from kdistill.optim import build_optimizer, learning_rate, schedule_factor
 
 COMMON = {"weight_decay": 0.1, "clip_norm": None, "accumulate": 1, "ema": None, "early_stopping": None}
@@ -12,7 +12,14 @@ COSINE = Cosine(kind="cosine", final=0.1)
 
 
 def sgd(**changes: object) -> SGD:
-    values = {"kind": "sgd", "lr": 0.5, "momentum": 0.9, "nesterov": True, "schedule": COSINE, "warmup_epochs": 0}
+    values = {
+        "kind": "sgd",
+        "lr": 0.5,
+        "momentum": 0.9,
+        "nesterov": True,
+        "schedule": COSINE,
+        "warmup_epochs": 0,
+    }
     return SGD.model_validate(COMMON | values | changes)
 
 

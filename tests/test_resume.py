@@ -15,7 +15,12 @@ import pytest
 from tests.conftest import TINY
 
 LONGER = (*TINY, "dataset.samples=2000", "teacher.epochs=4", "student.epochs=6", "finetune.epochs=3")
-LONGER += ("student.optim.ema=0.9", "student.optim.clip_norm=1.0", "soft_targets.dtype=float32", "device.threads=1")
+LONGER += (
+    "student.optim.ema=0.9",
+    "student.optim.clip_norm=1.0",
+    "soft_targets.dtype=float32",
+    "device.threads=1",
+)
 
 
 def start(runs: Path, *words: str) -> subprocess.Popen[str]:
@@ -71,7 +76,9 @@ def wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["teacher epoch 2/", "soft targets view 2/", "student epoch 3/", "fine-tuning epoch 1/"])
+@pytest.mark.parametrize(
+    "moment", ["teacher epoch 2/", "soft targets view 2/", "student epoch 3/", "fine-tuning epoch 1/"]
+)
 def test_killed_in_each_stage(tmp_path: Path, moment: str) -> None:
     """A kill in the middle of a stage: the next start says where it goes on, and ends with the same weights."""
     finish(start(tmp_path / "straight"))

@@ -27,7 +27,9 @@ def pixels(n: int = 100) -> torch.Tensor:
     return torch.randint(0, 256, (n, 1, 12, 12), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 
-@pytest.mark.parametrize(("name", "params"), [("resnet8", {"width": 8}), ("resnet20", {}), ("mlp", {"hidden": [64]})])
+@pytest.mark.parametrize(
+    ("name", "params"), [("resnet8", {"width": 8}), ("resnet20", {}), ("mlp", {"hidden": [64]})]
+)
 @pytest.mark.parametrize("size", [1, 5, 16, 31, 100])
 def test_a_sample_s_logits_are_the_same_bits_in_any_batch(name: str, params: dict, size: int) -> None:
     """Whatever the size of the batch, the order and the company: the same bits."""
@@ -76,9 +78,15 @@ def student_weights(config: Config) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "architecture", [("teacher=resnet8", "teacher.params.width=8"), ("teacher=mlp", "~teacher.params.width", "teacher.params.hidden=[64]")]
+    "architecture",
+    [
+        ("teacher=resnet8", "teacher.params.width=8"),
+        ("teacher=mlp", "~teacher.params.width", "teacher.params.hidden=[64]"),
+    ],
 )
-def test_stored_in_float32_equals_live_bit_for_bit(tiny: Callable[..., Config], architecture: tuple[str, ...]) -> None:
+def test_stored_in_float32_equals_live_bit_for_bit(
+    tiny: Callable[..., Config], architecture: tuple[str, ...]
+) -> None:
     """With one view per epoch, a student cannot tell stored targets from the live teacher.
 
     The batches differ in size (the teacher's 32, the student's 20), so only padding can make this hold.

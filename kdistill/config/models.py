@@ -57,7 +57,10 @@ MODELS: dict[str, tuple[type[Params], str]] = {
 #: prefix -> (parameter schema, one line)
 FAMILIES: dict[str, tuple[type[Params], str]] = {
     "torchvision": (ExternalParams, "any torchvision classifier, for example torchvision/mobilenet_v3_small"),
-    "timm": (ExternalParams, "any timm classifier, for example timm/efficientnet_b0 (needs the extra 'timm')"),
+    "timm": (
+        ExternalParams,
+        "any timm classifier, for example timm/efficientnet_b0 (needs the extra 'timm')",
+    ),
 }
 
 

@@ -99,7 +99,8 @@ class Training(Section):
     def _batch_splits(self) -> Training:
         if self.batch_size % self.optim.accumulate:
             raise ValueError(
-                f"batch_size={self.batch_size} cannot be split into optim.accumulate={self.optim.accumulate} equal parts"
+                f"batch_size={self.batch_size} cannot be split into"
+                f" optim.accumulate={self.optim.accumulate} equal parts"
             )
         return self
 
@@ -180,7 +181,9 @@ class KDLoss(Section):
     @model_validator(mode="after")
     def _weights(self) -> KDLoss:
         if self.beta is None and self.alpha > 1:
-            raise ValueError(f"beta: null means 1 - alpha, so alpha must be at most 1 (got {self.alpha:g}); set loss.beta")
+            raise ValueError(
+                f"beta: null means 1 - alpha, so alpha must be at most 1 (got {self.alpha:g}); set loss.beta"
+            )
         if self.alpha == 0 and self.beta == 0:
             raise ValueError("alpha and beta are both 0: there is nothing to learn from")
         return self
@@ -207,7 +210,9 @@ class Finetune(Training):
 
 class Device(Section):
     name: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(description="number format of the network's work")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        description="number format of the network's work"
+    )
     workers: int = Field(ge=0, description="processes that decode image files; 0: none")
     threads: int | None = Field(ge=1, description="CPU threads; null: PyTorch's choice")
     compile: bool = Field(description="compile the networks with torch.compile")

@@ -42,7 +42,8 @@ class Objective:
             hard = F.cross_entropy(student_logits.float(), labels, label_smoothing=self.label_smoothing)
             terms["hard"] = self.alpha * hard
         if self.beta > 0:
-            assert self.soft is not None and teacher_logits is not None
+            assert self.soft is not None
+            assert teacher_logits is not None
             terms["soft"] = self.beta * self.soft(student_logits, teacher_logits)
         return terms
 

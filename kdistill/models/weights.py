@@ -51,7 +51,9 @@ def load_weights(
     `rename` brings the names of a known other version of the network up to date.
     """
     table = fit_state(network, rename(load_state(path)), str(path))
-    log.info("weights: %d of %d keys from %s\n%s", len(table), len(network.state_dict()), path, _as_text(table))
+    log.info(
+        "weights: %d of %d keys from %s\n%s", len(table), len(network.state_dict()), path, _as_text(table)
+    )
     return table
 
 

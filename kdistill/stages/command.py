@@ -54,7 +54,9 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
 def _made(job: Job, artifact: Artifact, following: str) -> Result:
     about = artifact.manifest
     scores = about.get("validation", {})
-    row: dict[str, float | int | str] = {f"validation {name}": round(value, 5) for name, value in scores.items()}
+    row: dict[str, float | int | str] = {
+        f"validation {name}": round(value, 5) for name, value in scores.items()
+    }
     row |= {"seconds": about["seconds"]}
     return Result(
         objective=scores.get("top1"),
@@ -87,7 +89,9 @@ def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
     last = list(scores.values())[-1]
     row: dict[str, float | int | str] = {}
     for name, values in scores.items():
-        row |= {f"{name} {m}": round(values[m], 5) for m in ("top1", "nll", "ece", "agreement") if m in values}
+        row |= {
+            f"{name} {m}": round(values[m], 5) for m in ("top1", "nll", "ece", "agreement") if m in values
+        }
     row |= {"parameters": last["parameters"], "seconds": last["seconds"]}
     best = job.find_finetuned() if job.config.finetune.epochs else job.find_student()
     return Result(

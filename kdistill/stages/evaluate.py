@@ -53,7 +53,8 @@ def table(job: Job, scores: dict[str, dict[str, Any]]) -> Table:
     rows: list[list[object]] = []
     titles = {
         "teacher": f"teacher {job.config.teacher.name}",
-        "distilled": f"student {job.config.student.name}, " + ("distilled" if job.identity.needs_teacher else "labels only"),
+        "distilled": f"student {job.config.student.name}, "
+        + ("distilled" if job.identity.needs_teacher else "labels only"),
         "fine-tuned": f"student {job.config.student.name}, fine-tuned",
     }
     for name, values in scores.items():

@@ -14,7 +14,9 @@ from kdistill.stages.training import train_network
 def finetune(job: Job) -> Artifact:
     """Return the fine-tuned student; raises `MissingArtifact` when the student is not distilled."""
     if job.config.finetune.epochs == 0:
-        raise ConfigError("finetune.epochs=0: there is nothing to fine-tune; set finetune.epochs, for example finetune.epochs=5")
+        raise ConfigError(
+            "finetune.epochs=0: there is nothing to fine-tune; set finetune.epochs, for example finetune.epochs=5"
+        )
     student = job.require_student()
     parts = job.identity.finetuned
     return job.store.obtain(

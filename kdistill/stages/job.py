@@ -21,8 +21,7 @@ from kdistill.models import Classifier, build_classifier, fit_state, load_state
 
 Role = Literal["teacher", "student"]
 #: overrides that the teacher does not depend on, left out of the command that makes it
-_NOT_THE_TEACHERS = ("student", "loss", "finetune", "soft_targets", "optim@student", "optim@finetune")
-_NOT_THE_TEACHERS += ("schedule@student", "schedule@finetune", "force")
+_NOT_THE_TEACHERS = ("student", "loss", "finetune", "soft_targets", "force")
 
 
 class Job:
@@ -90,7 +89,9 @@ class Job:
         found = self.find_teacher()
         if found is None:
             name = self.config.teacher.name
-            raise MissingArtifact(f"the teacher {name} is not trained yet. Make it with:\n  {self.command('train-teacher')}")
+            raise MissingArtifact(
+                f"the teacher {name} is not trained yet. Make it with:\n  {self.command('train-teacher')}"
+            )
         return found
 
     def find_student(self) -> Artifact | None:
@@ -100,7 +101,9 @@ class Job:
         found = self.find_student()
         if found is None:
             name = self.config.student.name
-            raise MissingArtifact(f"the student {name} is not distilled yet. Make it with:\n  {self.command('distill')}")
+            raise MissingArtifact(
+                f"the student {name} is not distilled yet. Make it with:\n  {self.command('distill')}"
+            )
         return found
 
     def find_finetuned(self) -> Artifact | None:
@@ -159,5 +162,8 @@ def _weights_file(section: Model) -> Path | None:
         return None
     path = Path(section.weights).expanduser()
     if not path.is_file():
-        raise ModelError(f"weights={section.weights}: there is no such file. Give the path of a .safetensors or state-dict file, DEFAULT or null")
+        raise ModelError(
+            f"weights={section.weights}: there is no such file."
+            " Give the path of a .safetensors or state-dict file, DEFAULT or null"
+        )
     return path

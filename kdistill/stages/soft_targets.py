@@ -57,7 +57,9 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     logits = _open_logits(path, shape, settings.dtype, new=saved is None)
     state = saved or {"view": 0, "sample": 0, "seconds": 0.0}
     if saved:
-        log.info("soft targets: going on at view %d of %d, sample %d", state["view"] + 1, views, state["sample"])
+        log.info(
+            "soft targets: going on at view %d of %d, sample %d", state["view"] + 1, views, state["sample"]
+        )
     clock = last_saved = time.monotonic()
 
     def save(view: int, sample: int) -> None:
@@ -117,7 +119,10 @@ def _stored(rows: torch.Tensor, dtype: str) -> np.ndarray:
     if not np.isfinite(stored).all():
         if torch.isfinite(rows).all():
             raise RunError(
-                f"the teacher's logits reach {rows.abs().max().item():.3g}, too large for float16; set soft_targets.dtype=float32"
+                f"the teacher's logits reach {rows.abs().max().item():.3g}, too large for float16;"
+                " set soft_targets.dtype=float32"
             )
-        raise RunError("the teacher gives logits that are not finite; train it again or with device.precision=fp32")
+        raise RunError(
+            "the teacher gives logits that are not finite; train it again or with device.precision=fp32"
+        )
     return stored

@@ -14,7 +14,12 @@ def train_teacher(job: Job) -> Artifact:
     """Return the trained teacher, training it if it is not there yet."""
     parts = job.identity.teacher
     return job.store.obtain(
-        "teacher", job.label("teacher"), parts, key_of(parts), lambda work: _train(job, work), force=job.forced("train-teacher")
+        "teacher",
+        job.label("teacher"),
+        parts,
+        key_of(parts),
+        lambda work: _train(job, work),
+        force=job.forced("train-teacher"),
     )
 
 
