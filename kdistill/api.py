@@ -63,7 +63,7 @@ def finetune(config: Config) -> Artifact:
 
 
 def evaluate(config: Config) -> dict[str, dict[str, Any]]:
-    """Test metrics by name: `teacher`, `distilled`, `fine-tuned`, as far as they are there.
+    """Test metrics by name: `teacher`, `student` (distilled), `fine-tuned`, as far as they are there.
 
     `top1`, `ece` and `agreement` are shares in [0, 1], `nll` is in nats, `bytes` is the file's size.
     """

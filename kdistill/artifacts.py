@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ log = logging.getLogger("kdistill")
 KINDS = ("teacher", "soft-targets", "student", "finetuned")
 #: files of the making, gone from a finished artifact: state to resume from, and the parents it belongs to
 SCAFFOLD = ("checkpoint", "origin.json")
+#: what every manifest says
+_ESSENTIAL = {"kind", "key", "digest", "parents", "files", "created"}
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,32 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        path = self.folder / "manifest.json"
+        """What is known of the artifact; raises `DamagedArtifact`."""
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content = json.loads((self.folder / "manifest.json").read_text())
         except ValueError:
-            raise DamagedArtifact(
-                f"{path} is damaged: it is not JSON. Remove the folder and give the command again to make it anew"
-            ) from None
+            raise self._damaged("manifest.json", "it is not JSON") from None
+        if not isinstance(content, dict) or not content.keys() >= _ESSENTIAL:
+            raise self._damaged("manifest.json", "it is not a manifest")
         return content
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether the manifest cannot be read; the other files are verified when they are used."""
+        try:
+            return not self.manifest
+        except DamagedArtifact:
+            return True
+
+    # Kind and key are read from the folder's name: they are needed to remove a damaged artifact.
+
+    @property
     def kind(self) -> str:
-        return str(self.manifest["kind"])
+        return self.folder.parent.name
 
     @property
     def key(self) -> str:
-        return str(self.manifest["key"])
+        return self.folder.name.rpartition("-")[2]
 
     @property
     def digest(self) -> str:
@@ -88,9 +101,11 @@ class Artifact:
         return path
 
     def _damaged(self, name: str, problem: str) -> DamagedArtifact:
+        runs = self.folder.parents[2]
+        elsewhere = "" if runs == Path("runs") else f" {shlex.quote(f'runs={runs}')}"
         return DamagedArtifact(
-            f"{self.folder / name} is damaged: {problem}."
-            f" Remove the artifact (`kdistill artifacts rm {self.key}`) and give the command again to make it anew"
+            f"{self.folder / name} is damaged: {problem}. Remove the artifact with"
+            f" `kdistill artifacts rm {self.key}{elsewhere}` and give the command again to make it anew"
         )
 
 
@@ -170,15 +185,21 @@ class ArtifactStore:
         return Artifact(final)
 
     def all(self) -> list[Artifact]:
-        """Every finished artifact, in the order of the pipeline and then of time."""
+        """Every finished artifact, in the order of the pipeline and then of time; damaged ones first."""
         found = [artifact for kind in KINDS for artifact in self._folders(kind, "")]
-        return sorted(found, key=lambda a: (KINDS.index(a.kind), a.manifest["created"]))
+        return sorted(
+            found, key=lambda a: (KINDS.index(a.kind), "" if a.is_damaged else a.manifest["created"])
+        )
 
     def is_stale(self, artifact: Artifact) -> bool:
         """Whether a parent that is still there has other content than the artifact was made from."""
         names = {kind: pin["name"] for kind, pin in artifact.parents.items()}
         present = {k: Artifact(self.root / k / n) for k, n in names.items() if _finished(self.root / k / n)}
-        return any(artifact.parents[k]["digest"] != parent.digest for k, parent in present.items())
+        return any(
+            artifact.parents[k]["digest"] != parent.digest
+            for k, parent in present.items()
+            if not parent.is_damaged
+        )
 
     def unfinished(self) -> Iterator[Path]:
         """Folders of runs that were cut off and are not being worked on now, and of replaced artifacts."""

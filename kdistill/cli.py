@@ -207,6 +207,13 @@ def _run(words: Words) -> int:
 
     stages.check_before(plan.configs, [compose.users_words(job) for job in plan.jobs])
     _make_folder(plan)
+    from kdistill.files import storage_errors
+
+    with storage_errors(Path(plan.configs[0].runs)):  # Hydra, too, writes into the run's folder
+        return _carry_out(plan)
+
+
+def _carry_out(plan: Plan) -> int:
     interrupted: KeyboardInterrupt | None = None
     try:
         _call_hydra([*(["--multirun"] if plan.multirun else []), *plan.overrides])

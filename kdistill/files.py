@@ -20,11 +20,15 @@ from kdistill.errors import StorageError
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content: after a kill at any moment there is the old file or the new one."""
     aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # on a full disk, the next attempt needs this space
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from rich.text import Text
 
@@ -35,3 +36,11 @@ class ConsoleHandler(logging.Handler):
                 complain(line)
         except Exception:
             self.handleError(record)
+
+
+class LogFile(logging.FileHandler):
+    """The run's log. A full disk ends the log and not the message that tells the user of it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)

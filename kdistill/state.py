@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from kdistill.config.schema import Training
 from kdistill.engine import Engine
 from kdistill.errors import DataError
 from kdistill.optim import build_optimizer, learning_rate
+
+log = logging.getLogger("kdistill")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class State:
     def __init__(self, network: nn.Module, samples: int, settings: Training, engine: Engine) -> None:
         self.network, self.settings, self.engine = network, settings, engine
         self.batch_size = min(settings.batch_size, samples)
+        if self.batch_size < settings.batch_size:
+            log.warning(
+                "batch_size=%d is more than the %d training samples: every step sees them all",
+                *(settings.batch_size, samples),
+            )
         if self.batch_size // settings.optim.accumulate < 1 or self.batch_size % settings.optim.accumulate:
             raise DataError(
                 f"{samples} training samples do not make a batch of {settings.batch_size}"

@@ -106,7 +106,8 @@ def test_damage_is_found_and_named(tmp_path: Path, damage, problem: str) -> None
 
     assert str(caught.value) == (
         f"{path} is damaged: {problem}."
-        " Remove the artifact (`kdistill artifacts rm abc123`) and give the command again to make it anew"
+        f" Remove the artifact with `kdistill artifacts rm abc123 runs={tmp_path.parent}`"
+        " and give the command again to make it anew"
     )
 
 

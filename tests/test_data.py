@@ -409,7 +409,7 @@ def test_failed_download(
         load_data(config(name, download=True))
     first, _, put, last = str(caught.value).splitlines()
     assert first == (
-        f"the files of {name} were not found, and the download failed (<urlopen error no route to host>)."
+        f"the files of {name} were not found, and the download failed (no route to host)."
     )
     assert put == f"Put these files into {offline / inner}: {files}"
     assert last == "or name the folder that holds them: dataset.root=DIR"

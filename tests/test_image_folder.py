@@ -297,7 +297,7 @@ def test_folder_problems_are_named(tmp_path: Path) -> None:
             load_data(config(root))
         return str(caught.value)
 
-    assert problem(tmp_path / "none") == f"dataset.root={tmp_path / 'none'} is not a folder"
+    assert problem(tmp_path / "none") == f"dataset.root={tmp_path / 'none'}: there is no such folder."
     empty = tmp_path / "empty"
     empty.mkdir()
     assert problem(empty) == (

@@ -35,6 +35,10 @@ ATTACKS = {
         "hydra: {sweeper: {params: {_target_: os.system}}}",
         "hydra.sweeper.params._target_: a config may not name code",
     ),
+    "a target made by a resolver": (
+        "hydra: {sweeper: {params: '${oc.create:{a: {_target_: os.system}}}'}}",
+        "hydra.sweeper.params.a._target_: a config may not name code",
+    ),
     "a sweeper": (
         "hydra: {sweeper: {_target_: subprocess.run}}",
         "hydra.sweeper._target_=subprocess.run",
@@ -95,6 +99,13 @@ def test_a_users_log_config_is_refused_under_the_shipped_name(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"^hydra.job_logging may not be changed"):
         plan("distill", [])
     folders.use_folders()
+
+
+def test_an_experiment_cannot_choose_another_log_config(attack) -> None:
+    """Its `override` is without effect: the root's own choice of the log config wins in Hydra."""
+    attack("defaults: [override /hydra/job_logging: default]")
+    cfg, _ = preview("distill", ["experiment=x"])
+    assert cfg.hydra.job_logging.handlers.console["class"] == "kdistill.logs.ConsoleHandler"
 
 
 def test_another_log_config_is_refused_on_the_command_line() -> None:

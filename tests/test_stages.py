@@ -29,10 +29,10 @@ def test_the_whole_chain(tiny: Tiny) -> None:
     config = tiny("teacher.epochs=6", "dataset.noise=0.5")
     scores = run(config)
 
-    assert list(scores) == ["teacher", "distilled", "fine-tuned"]
+    assert list(scores) == ["teacher", "student", "fine-tuned"]
     assert scores["teacher"]["top1"] > 0.6
     assert scores["teacher"]["agreement"] == 1
-    assert scores["distilled"]["parameters"] < scores["teacher"]["parameters"] / 10
+    assert scores["student"]["parameters"] < scores["teacher"]["parameters"] / 10
     for kind in ("teacher", "soft-targets", "student", "finetuned"):
         assert len(artifacts(config, kind)) == 1
 
@@ -123,7 +123,7 @@ def test_fine_tuning_nothing_is_refused(tiny: Tiny) -> None:
     """finetune.epochs=0 has nothing to do when asked for by name, and is left out by run."""
     with pytest.raises(ConfigError, match=r"finetune.epochs=0: there is nothing to fine-tune"):
         finetune(tiny("finetune.epochs=0"))
-    assert list(run(tiny("finetune.epochs=0"))) == ["teacher", "distilled"]
+    assert list(run(tiny("finetune.epochs=0"))) == ["teacher", "student"]
 
 
 def test_a_rebuilt_teacher_makes_its_children_stale(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
@@ -275,7 +275,7 @@ def test_results_for_the_command_line(tiny: Tiny) -> None:
         "student cnn, distilled",
         "student cnn, fine-tuned",
     ]
-    assert {"teacher top1", "distilled top1", "fine-tuned agreement", "parameters"} <= set(judged.row)
+    assert {"teacher top1", "student top1", "fine-tuned top1", "agreement", "parameters"} <= set(judged.row)
 
 
 def test_the_student_s_folder_is_enough(tiny: Tiny, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
             _check_sweeper(cfg, parsed)
             parsed = [*_parse(_preset(cfg)), *parsed]
         jobs = list(_jobs(parsed)) if multirun else [words]
-        configs = [_checked(job) for job in jobs]
+        configs = [_checked(job) for job in jobs] if multirun else [validate(cfg)]
         folder = _folder(cfg, multirun)
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")

@@ -182,7 +182,7 @@ class KDLoss(Section):
     def _weights(self) -> KDLoss:
         if self.beta is None and self.alpha > 1:
             raise ValueError(
-                f"beta: null means 1 - alpha, so alpha must be at most 1 (got {self.alpha:g}); set loss.beta"
+                f"beta=null means 1 - alpha, so alpha must be at most 1 (got {self.alpha:g}); set loss.beta"
             )
         if self.alpha == 0 and self.beta == 0:
             raise ValueError("alpha and beta are both 0: there is nothing to learn from")

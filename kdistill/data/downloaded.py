@@ -12,11 +12,14 @@ import hashlib
 import io
 import os
 import pickle
+import re
+import socket
 import struct
 import sys
 import tempfile
 import warnings
 import zlib
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ _READERS: dict[str, Any] = {
     "cifar10": datasets.CIFAR10,
     "cifar100": datasets.CIFAR100,
 }
+_SILENT_SECONDS = 20
 _SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 
 
@@ -124,7 +128,7 @@ def _download(config: schema.Downloaded) -> None:
         place.mkdir(parents=True, exist_ok=True)
         # A file appears under its own name only when it is complete, also for another run that looks for it.
         with tempfile.TemporaryDirectory(dir=place, prefix=".download-") as partial:
-            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
+            with _patience(), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
                 _READERS[config.name](partial, download=True)
             inner = _inner_folder(config.name)
             (place / inner).mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,19 @@ def _download(config: schema.Downloaded) -> None:
                 file.replace(place / inner / file.name)
     except Exception as error:  # many kinds: no network, a proxy's page, a bad checksum, a full disk
         cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        cause = re.sub(r"<urlopen error (\[Errno -?\d+\] )?(.*)>", r"\2", cause)
         raise DataError(_missing(config, f"the download failed ({cause})")) from error
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Give up on a silent network: torchvision's downloads would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 # --- idx: MNIST and Fashion-MNIST ---

@@ -31,7 +31,7 @@ from kdistill.data.splits import (
     slices,
     subset,
 )
-from kdistill.errors import DataError
+from kdistill.errors import DataError, did_you_mean
 
 _log = logging.getLogger("kdistill")
 
@@ -84,7 +84,8 @@ class _Files(Dataset[tuple[int, Tensor | str]]):
         try:
             return index, decode(self.paths[index], self.image_size, self.channels)
         except Exception as error:  # Pillow's plugins raise almost anything for a damaged file
-            return index, str(error) or type(error).__name__
+            text = str(error).replace(f" {self.paths[index]!r}", "")
+            return index, text or type(error).__name__
 
 
 _Decoded = tuple[list[int], Tensor | None, list[tuple[int, str]]]
@@ -249,7 +250,8 @@ def _cut(split: FolderSplit, share: float, seed: int) -> tuple[FolderSplit, Fold
 
 def _train_root(root: Path) -> Path:
     if not root.is_dir():
-        raise DataError(f"dataset.root={root} is not a folder")
+        hint = did_you_mean(root.name, _subfolders(root.parent)) if root.parent.is_dir() else ""
+        raise DataError(f"dataset.root={root}: there is no such folder.{hint}")
     if (root / "train").is_dir():
         return root / "train"
     other = next((name for name in (*_VALIDATION_FOLDERS, "test") if (root / name).is_dir()), None)

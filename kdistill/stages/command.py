@@ -12,7 +12,7 @@ from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
 from kdistill.stages.distill import distill
 from kdistill.stages.finetune import finetune
-from kdistill.stages.job import Job
+from kdistill.stages.job import Job, Role
 from kdistill.stages.pipeline import run
 from kdistill.stages.soft_targets import make_soft_targets
 from kdistill.stages.train_teacher import train_teacher
@@ -23,6 +23,14 @@ MAKERS: dict[str, tuple[Callable[[Job], Artifact], str]] = {
     "soft-targets": (make_soft_targets, "distill"),
     "distill": (distill, "finetune"),
     "finetune": (finetune, "eval"),
+}
+
+
+#: stage -> the networks that it builds
+TRAINED: dict[str, tuple[Role, ...]] = {
+    "train-teacher": ("teacher",),
+    "distill": ("student",),
+    "run": ("teacher", "student"),
 }
 
 
@@ -40,15 +48,24 @@ def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
 def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] = ()) -> None:
     """Refuse a sweep before its first job: a model, device or data that is not there, a missing teacher.
 
-    Raises the `UserError` that the job itself would raise.
+    Raises the `UserError` that the job itself would raise, perhaps after hours.
     """
     words = list(overrides) or [()] * len(configs)
-    for config, line in zip(configs, words, strict=True):
-        job = Job(config, line)
+    for config in configs:
         for model in (config.teacher, config.student):
             check_name(model.name)
+    tried: set[str] = set()
+    for config, line in zip(configs, words, strict=True):
+        job = Job(config, line)
         if config.stage in ("soft-targets", "distill") and job.identity.needs_teacher:
             job.require_teacher()
+        for role in TRAINED.get(config.stage, ()):
+            network = job.network_settings(role)
+            if network not in tried and not job.is_trained(role):
+                tried.add(network)
+                job.try_network(role)
+        if config.stage == "run":
+            _ = job.data.test  # found missing or damaged now, not after the training
 
 
 def _made(job: Job, artifact: Artifact, following: str) -> Result:
@@ -87,12 +104,10 @@ def _summary(artifact: Artifact) -> Table:
 
 def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
     last = list(scores.values())[-1]
-    row: dict[str, float | int | str] = {}
-    for name, values in scores.items():
-        row |= {
-            f"{name} {m}": round(values[m], 5) for m in ("top1", "nll", "ece", "agreement") if m in values
-        }
-    row |= {"parameters": last["parameters"], "seconds": last["seconds"]}
+    row: dict[str, float | int | str] = {f"{name} top1": round(v["top1"], 5) for name, v in scores.items()}
+    row |= {metric: round(last[metric], 5) for metric in ("nll", "ece", "agreement") if metric in last}
+    trained = [values["seconds"] for name, values in scores.items() if name != "teacher"]
+    row |= {"parameters": last["parameters"], "seconds": round(sum(trained), 2)}
     best = job.find_finetuned() if job.config.finetune.epochs else job.find_student()
     return Result(
         objective=best.manifest["validation"]["top1"] if best else None,

@@ -30,6 +30,7 @@ def evaluate(job: Job) -> dict[str, dict[str, Any]]:
             teacher_logits = logits
         scores[name] = {
             **metrics.summarise(logits, labels, teacher_logits),
+            "images": len(labels),
             "parameters": artifact.manifest["parameters"],
             "bytes": artifact.file("model.safetensors").stat().st_size,
             "seconds": artifact.manifest["seconds"],
@@ -42,7 +43,7 @@ def _candidates(job: Job, student: Artifact) -> list[tuple[str, Role, Artifact]]
     """In the table's order: the teacher first, since the others are compared with it."""
     named: list[tuple[str, Role, Artifact | None]] = [
         ("teacher", "teacher", job.find_teacher()),
-        ("distilled", "student", student),
+        ("student", "student", student),
         ("fine-tuned", "student", job.find_finetuned() if job.config.finetune.epochs else None),
     ]
     return [(name, role, artifact) for name, role, artifact in named if artifact is not None]
@@ -53,7 +54,7 @@ def table(job: Job, scores: dict[str, dict[str, Any]]) -> Table:
     rows: list[list[object]] = []
     titles = {
         "teacher": f"teacher {job.config.teacher.name}",
-        "distilled": f"student {job.config.student.name}, "
+        "student": f"student {job.config.student.name}, "
         + ("distilled" if job.identity.needs_teacher else "labels only"),
         "fine-tuned": f"student {job.config.student.name}, fine-tuned",
     }
@@ -71,7 +72,7 @@ def table(job: Job, scores: dict[str, dict[str, Any]]) -> Table:
             ]
         )
     return Table(
-        title=f"{job.config.dataset.name}: {len(job.data.test):,} test images",
+        title=f"{job.config.dataset.name}: {max(values['images'] for values in scores.values()):,} test images",
         columns=["", "top-1 %", "NLL", "ECE %", "agree %", "parameters", "file kB", "seconds"],
         rows=rows,
         note="ECE: calibration error, 15 bins. agree: same class as the teacher. seconds: training time",

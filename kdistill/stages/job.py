@@ -14,12 +14,13 @@ from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config.schema import Config, Dataset, Model
 from kdistill.data import Data, Views, load_data
 from kdistill.engine import Engine
-from kdistill.errors import MissingArtifact, ModelError
+from kdistill.errors import MissingArtifact, ModelError, did_you_mean
 from kdistill.files import sha256_of
 from kdistill.identity import Identity, key_of
 from kdistill.models import Classifier, build_classifier, fit_state, load_state
 
 Role = Literal["teacher", "student"]
+ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
 _NOT_THE_TEACHERS = ("student", "loss", "finetune", "soft_targets", "force")
 
@@ -45,8 +46,8 @@ class Job:
     def identity(self) -> Identity:
         weights = {
             role: sha256_of(path)
-            for role, section in (("teacher", self.config.teacher), ("student", self.config.student))
-            if (path := _weights_file(section)) is not None
+            for role in ROLES
+            if (path := _weights_file(role, self._section(role))) is not None
         }
         return Identity(self.config, self.data.fingerprint, self.engine.precision, weights)
 
@@ -71,6 +72,16 @@ class Job:
         self.engine.place(network)
         return network
 
+    def try_network(self, role: Role) -> None:
+        """Raise now what `build` would raise later."""
+        with self.engine.seeded(0):
+            self._network(role, load=True)
+
+    def network_settings(self, role: Role) -> str:
+        """All that decides whether a network can be built, as text."""
+        section = self._section(role).model_dump_json(include={"name", "params", "weights"})
+        return section + self.config.dataset.model_dump_json()
+
     def load(self, role: Role, artifact: Artifact) -> Classifier:
         """The network of a finished artifact, its weights verified against their checksum."""
         with self.engine.seeded(0):  # building draws random numbers; the caller's are not touched
@@ -93,6 +104,10 @@ class Job:
                 f"the teacher {name} is not trained yet. Make it with:\n  {self.command('train-teacher')}"
             )
         return found
+
+    def is_trained(self, role: Role) -> bool:
+        found = self.find_teacher() if role == "teacher" else self.find_student()
+        return found is not None
 
     def find_student(self) -> Artifact | None:
         return self.store.find("student", key_of(self.identity.student), self.student_parents())
@@ -157,13 +172,14 @@ def _load_data(config: str, workers: int, memory_gb: float) -> Data:
     return load_data(dataset, workers=workers, memory_gb=memory_gb)
 
 
-def _weights_file(section: Model) -> Path | None:
+def _weights_file(role: Role, section: Model) -> Path | None:
     if section.weights is None or section.weights == "DEFAULT":
         return None
     path = Path(section.weights).expanduser()
     if not path.is_file():
+        hint = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ModelError(
-            f"weights={section.weights}: there is no such file."
-            " Give the path of a .safetensors or state-dict file, DEFAULT or null"
+            f"{role}.weights={section.weights}: there is no such file.{hint}"
+            " Expected a file of weights (safetensors, or a state dict), DEFAULT or null"
         )
     return path

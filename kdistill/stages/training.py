@@ -76,6 +76,7 @@ def describe(job: Job, role: Role, network: Classifier) -> dict[str, Any]:
         "classes": list(job.data.classes),
         "mean": network.mean.flatten().tolist(),
         "std": network.std.flatten().tolist(),
+        "left_out": job.data.train.skipped + job.data.validation.skipped,  # corrupt images
         "device": str(job.engine.device),
         "command": job.command(job.config.stage),
     }

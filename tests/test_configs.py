@@ -1,0 +1,52 @@
+"""Every shipped option composes, and every model option builds and classifies."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdistill import load_config
+from kdistill.config.folders import groups
+from kdistill.config.models import FAMILIES, MODELS, check_params
+from kdistill.models import build_network
+
+OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+CHOICES = [f"{g}={o}" for g, o in OPTIONS if g not in ("optim", "schedule")]
+CHOICES += [f"{role}.optim={o}" for g, o in OPTIONS if g == "optim" for role in ("teacher", "student", "finetune")]
+CHOICES += [f"student.optim.schedule={o}" for g, o in OPTIONS if g == "schedule"]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_option_composes_into_a_checked_config(choice: str) -> None:
+    """One option against the defaults; a folder of images needs a place besides."""
+    more = ["dataset.root=somewhere"] if choice == "dataset=image_folder" else []
+
+    assert load_config(choice, *more).stage == "run"
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in ("teacher", "student")])
+def test_every_model_option_names_a_model_that_is_there(group: str, option: str) -> None:
+    """Its name is known and its parameters fit; small ones build and classify an 8 x 8 image."""
+    section = getattr(load_config(f"{group}={option}"), group)
+    check_params(section.name, section.params)
+    family = section.name.partition("/")[0]
+    if family in FAMILIES or section.name.startswith(("wrn_28", "wrn_40", "resnet110", "resnet56")):
+        return
+    network = build_network(section.name, section.params, classes=3, channels=1, image_size=(8, 8))
+
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_every_small_network_is_an_option() -> None:
+    """What `kdistill list models` names can be chosen as a student, and all but the smallest as a teacher."""
+    assert set(MODELS) <= set(groups()["student"])
+    assert set(MODELS) <= set(groups()["teacher"])
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_says_what_it_is(group: str, option: str) -> None:
+    """The first line is a comment: `kdistill list` shows it."""
+    lines = [line for line in Path(groups()[group][option]).read_text().splitlines() if "@package" not in line]
+
+    assert lines[0].startswith("# ")
+    assert len(lines[0]) <= 120
