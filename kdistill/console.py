@@ -45,23 +45,27 @@ def show_table(table: TableLike) -> None:
 
     Plain also where a terminal is too narrow: rich would cut values off.
     """
-    plain = plain_table(table)
-    borders = 3 * len(table.columns)
-    if out.is_terminal and max(map(len, plain.splitlines())) + borders <= out.width:
+    widths = [max(map(len, cells)) for cells in zip(*_cells(table), strict=True)]
+    padding = 2 * len(widths) + 2
+    if out.is_terminal and sum(widths) + padding <= out.width:
         out.print(table.rich())
     else:
-        say(plain)
+        say(plain_table(table))
 
 
 def plain_table(table: TableLike) -> str:
     """Return the table as aligned text, one line per row, however wide."""
-    cells = [table.columns, *([str(cell) for cell in row] for row in table.rows)]
+    cells = _cells(table)
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     ]
     return "\n".join([*filter(None, [table.title]), *lines, *filter(None, [table.note])])
+
+
+def _cells(table: TableLike) -> list[list[str]]:
+    return [table.columns, *([str(cell) for cell in row] for row in table.rows)]
 
 
 def debug() -> bool:

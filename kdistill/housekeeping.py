@@ -34,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
             return 0
         elif word.startswith("-") or "=" in word:
             name = word.partition("=")[0]
-            raise UserError(f"unknown option {word!r}.{did_you_mean(name, ['--yes', '--help', 'runs'])}\n{USAGE}")
+            raise UserError(
+                f"unknown option {word!r}.{did_you_mean(name, ['--yes', '--help', 'runs'])}\n{USAGE}"
+            )
         else:
             options.words.append(word)
     action, *keys = options.words or ["list"]
@@ -121,7 +123,9 @@ def _with_dependants(store: ArtifactStore, artifacts: Iterable[Artifact]) -> lis
     chosen = {(a.kind, a.folder.name) for a in artifacts}
     everything = store.all()  # parents come before their children
     for artifact in everything:
-        if not artifact.is_damaged and any((kind, pin["name"]) in chosen for kind, pin in artifact.parents.items()):
+        if not artifact.is_damaged and any(
+            (kind, pin["name"]) in chosen for kind, pin in artifact.parents.items()
+        ):
             chosen.add((artifact.kind, artifact.folder.name))
     return [a for a in everything if (a.kind, a.folder.name) in chosen]
 

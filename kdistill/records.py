@@ -62,7 +62,7 @@ class Progress:
     """Progress of long work: a bar on a terminal; in a pipe or log only the lines given to `line`.
 
     >>> with Progress("student", total=steps) as bar:
-    ...     bar.advance(samples=128, status="epoch 1/30  loss 0.52")
+    ...     bar.advance(samples=128, status=lambda: "epoch 1/30  loss 0.52")
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Progress:
         self._shown = 0.0
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
+            progress.BarColumn(bar_width=16),
             progress.TextColumn("{task.fields[status]}"),
             progress.TextColumn("{task.fields[rate]}"),
             progress.TextColumn("left"),

@@ -83,9 +83,15 @@ def _over_seeds(rows: list[dict[str, Any]], swept: list[str]) -> Table | None:
     if not seeds or not groups:
         return None
     first = next(iter(groups.values()))[0]
-    metrics = [key for key, value in first.items() if key not in ("job", *swept) and isinstance(value, int | float)]
+    metrics = [
+        key for key, value in first.items() if key not in ("job", *swept) and isinstance(value, int | float)
+    ]
     lines = [
-        [*values, len(members), *(_mean_and_spread([member.get(key) for member in members]) for key in metrics)]
+        [
+            *values,
+            len(members),
+            *(_mean_and_spread([member.get(key) for member in members]) for key in metrics),
+        ]
         for values, members in groups.items()
     ]
     return Table(f"mean +- standard deviation over {' and '.join(seeds)}", [*others, "n", *metrics], lines)
@@ -96,7 +102,9 @@ def _mean_and_spread(values: list[Any]) -> str:
     if len(numbers) < 2:
         return ""
     mean, spread = statistics.mean(numbers), statistics.stdev(numbers)
-    return f"{mean:.4f} +- {spread:.4f}" if spread else f"{mean:g}"
+    if not spread:
+        return f"{mean:g}"
+    return f"{mean:.1f} +- {spread:.1f}" if mean >= 10 else f"{mean:.4f} +- {spread:.4f}"
 
 
 def _short(value: Any) -> Any:

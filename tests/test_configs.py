@@ -12,7 +12,9 @@ from kdistill.models import build_network
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 CHOICES = [f"{g}={o}" for g, o in OPTIONS if g not in ("optim", "schedule")]
-CHOICES += [f"{role}.optim={o}" for g, o in OPTIONS if g == "optim" for role in ("teacher", "student", "finetune")]
+CHOICES += [
+    f"{role}.optim={o}" for g, o in OPTIONS if g == "optim" for role in ("teacher", "student", "finetune")
+]
 CHOICES += [f"student.optim.schedule={o}" for g, o in OPTIONS if g == "schedule"]
 
 
@@ -46,7 +48,9 @@ def test_every_small_network_is_an_option() -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_says_what_it_is(group: str, option: str) -> None:
     """The first line is a comment: `kdistill list` shows it."""
-    lines = [line for line in Path(groups()[group][option]).read_text().splitlines() if "@package" not in line]
+    lines = [
+        line for line in Path(groups()[group][option]).read_text().splitlines() if "@package" not in line
+    ]
 
     assert lines[0].startswith("# ")
     assert len(lines[0]) <= 120

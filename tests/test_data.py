@@ -408,9 +408,7 @@ def test_failed_download(
     with pytest.raises(DataError) as caught:
         load_data(config(name, download=True))
     first, _, put, last = str(caught.value).splitlines()
-    assert first == (
-        f"the files of {name} were not found, and the download failed (no route to host)."
-    )
+    assert first == (f"the files of {name} were not found, and the download failed (no route to host).")
     assert put == f"Put these files into {offline / inner}: {files}"
     assert last == "or name the folder that holds them: dataset.root=DIR"
     assert list(offline.iterdir()) == []

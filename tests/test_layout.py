@@ -98,7 +98,9 @@ def test_nothing_is_unpickled_freely() -> None:
             if name == "torch.load":
                 loads += 1
                 assert keywords.get("weights_only") == "True", module
-            assert name not in ("pickle.load", "pickle.loads", "hydra.utils.instantiate", "instantiate"), module
+            assert name not in ("pickle.load", "pickle.loads", "hydra.utils.instantiate", "instantiate"), (
+                module
+            )
             assert keywords.get("allow_pickle", "False") == "False", module
     assert loads >= 2
 
@@ -114,7 +116,9 @@ def test_no_config_names_code() -> None:
 def test_shipped_files_name_no_host_and_no_machine() -> None:
     """No address of a registry, no path of the machine that something was written on."""
     suffixes = {".py", ".yaml", ".toml", ".md", ".sh", ".txt"}
-    files = [f for f in ROOT.rglob("*") if f.suffix in suffixes and not set(f.parts) & {".venv", "runs", "build"}]
+    files = [
+        f for f in ROOT.rglob("*") if f.suffix in suffixes and not set(f.parts) & {".venv", "runs", "build"}
+    ]
     words = ["pypi" + ".org", "download.py" + "torch", "/wo" + "rk/", "/tmp/" + "bash_jobs"]
     found = {(f.name, w) for f in files for w in words if w in f.read_text(errors="ignore")}
 

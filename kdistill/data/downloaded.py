@@ -128,7 +128,11 @@ def _download(config: schema.Downloaded) -> None:
         place.mkdir(parents=True, exist_ok=True)
         # A file appears under its own name only when it is complete, also for another run that looks for it.
         with tempfile.TemporaryDirectory(dir=place, prefix=".download-") as partial:
-            with _patience(), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
+            with (
+                _patience(),
+                contextlib.redirect_stdout(sys.stderr),
+                warnings.catch_warnings(action="ignore"),
+            ):
                 _READERS[config.name](partial, download=True)
             inner = _inner_folder(config.name)
             (place / inner).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdistill.artifacts import Artifact
 from kdistill.config.schema import Config
+from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
@@ -55,17 +56,23 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
         for model in (config.teacher, config.student):
             check_name(model.name)
     tried: set[str] = set()
-    for config, line in zip(configs, words, strict=True):
-        job = Job(config, line)
-        if config.stage in ("soft-targets", "distill") and job.identity.needs_teacher:
-            job.require_teacher()
-        for role in TRAINED.get(config.stage, ()):
-            network = job.network_settings(role)
-            if network not in tried and not job.is_trained(role):
-                tried.add(network)
-                job.try_network(role)
-        if config.stage == "run":
-            _ = job.data.test  # found missing or damaged now, not after the training
+    with early_warnings():
+        for config, line in zip(configs, words, strict=True):
+            _check_job(Job(config, line), tried)
+
+
+def _check_job(job: Job, tried: set[str]) -> None:
+    """Look for what the job needs, and build the networks that no job before it has `tried`."""
+    stage = job.config.stage
+    if stage in ("soft-targets", "distill") and job.identity.needs_teacher:
+        job.require_teacher()
+    for role in TRAINED.get(stage, ()):
+        network = job.network_settings(role)
+        if network not in tried and not job.is_trained(role):
+            tried.add(network)
+            job.try_network(role)
+    if stage == "run":
+        _ = job.data.test  # found missing or damaged now, not after the training
 
 
 def _made(job: Job, artifact: Artifact, following: str) -> Result:

@@ -44,7 +44,7 @@ class Job:
 
     @cached_property
     def identity(self) -> Identity:
-        weights = {
+        weights: dict[str, str] = {
             role: sha256_of(path)
             for role in ROLES
             if (path := _weights_file(role, self._section(role))) is not None
@@ -177,7 +177,9 @@ def _weights_file(role: Role, section: Model) -> Path | None:
         return None
     path = Path(section.weights).expanduser()
     if not path.is_file():
-        hint = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        hint = (
+            did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        )
         raise ModelError(
             f"{role}.weights={section.weights}: there is no such file.{hint}"
             " Expected a file of weights (safetensors, or a state dict), DEFAULT or null"

@@ -1,0 +1,492 @@
+"""What a user who makes a mistake is told: one short message, what helps, the exit code; nothing is started.
+
+Mistakes in the config itself are in `tests/cases/config_errors.txt`; here the machine, the data, the weights,
+the order of the stages, the disk and what lies on it are wrong.
+"""
+
+import errno
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdistill.cli import main
+from kdistill.config import compose
+from kdistill.models import build_network
+from tests.conftest import TINY
+
+FULL = "free some space (`kdistill artifacts gc`) or choose another folder with runs=DIR, and give the same"
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def kdistill(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Run a command line in an empty current folder; the stages get the tiny pipeline's settings."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def run(line: str, tiny: Sequence[str] = TINY) -> Said:
+        command, *words = shlex.split(line)
+        tiny = () if command in ("artifacts", "list") else tiny
+        capsys.readouterr()
+        code = main([command, *tiny, *words])
+        said = Said(code, *capsys.readouterr())
+        assert "Traceback" not in said.err
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)
+            handler.close()
+        return said
+
+    yield run
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder after the whole tiny pipeline."""
+    from kdistill import load_config, run
+
+    folder = tmp_path_factory.mktemp("finished") / "runs"
+    run(load_config(*TINY, f"runs={folder}"))
+    return folder
+
+
+@pytest.fixture
+def pipeline(kdistill: Command, finished: Path) -> Path:
+    """A copy of the finished pipeline in the current folder's `runs`."""
+    shutil.copytree(finished, "runs")
+    return Path("runs")
+
+
+def one(runs: Path, pattern: str) -> Path:
+    (found,) = (runs / "artifacts").glob(pattern)
+    return found
+
+
+# --- the machine, models, weights: refused before anything starts ---
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("device.name=mps", "device.name=mps: there is no mps device here. Use device="),
+        ("device.precision=fp16", "device.precision=fp16 needs a GPU; on a CPU use bf16 or fp32"),
+        (
+            "student=torchvision student.name=torchvision/resnet81",
+            "torchvision has no classifier 'resnet81'. Did you mean 'resnet18' or 'resnet152'?",
+        ),
+        (
+            "student=torchvision student.name=torchvision/inception_v3",
+            "torchvision/inception_v3 cannot take 8 x 8 images: ",
+        ),
+        ("student.weights=DEFAULT", "cnn has no published weights. Expected weights=null or weights=PATH"),
+        (
+            "teacher.weights=modul.pt",
+            "teacher.weights=modul.pt: there is no such file. Did you mean 'module.pt'? Expected a file of"
+            " weights (safetensors, or a state dict), DEFAULT or null",
+        ),
+        (
+            "teacher.weights=net.pt",
+            "weights net.pt do not fit: head.weight: file has 7 classes, the data has 4. Train a network for"
+            " these classes, or choose the data set that the file was trained on",
+        ),
+        (
+            "teacher.weights=module.pt",
+            "module.pt holds pickled Python objects, and loading those can run any code: they are never"
+            " loaded. Save the tensors alone, torch.save(network.state_dict(), PATH), or as safetensors",
+        ),
+        ("teacher.weights=keys.pt", "weights keys.pt do not fit: 0 of 56 keys match by name and shape\n"),
+        (
+            "teacher.weights=cut.safetensors",
+            "cut.safetensors is no file of weights, or is cut off; expected safetensors or torch.save of",
+        ),
+        (
+            "dataset.train_samples=1000",
+            "dataset.train_samples=1000, but only 288 training samples are there",
+        ),
+        (
+            "dataset.train_samples=2",
+            "dataset.train_samples=2 is too few for 4 classes: each needs at least one",
+        ),
+    ],
+)
+def test_refused_before_the_run(words: str, text: str, kdistill: Command) -> None:
+    """Also what concerns the student, which is built only after the teacher's training; no folder is made."""
+    net = build_network("resnet8", {"width": 8}, classes=7, channels=1, image_size=(8, 8))
+    torch.save(net.state_dict(), "net.pt")
+    torch.save(net, "module.pt")
+    torch.save({f"x.{key}": value for key, value in net.state_dict().items()}, "keys.pt")
+    Path("cut.safetensors").write_bytes(b"junk")
+    # the tiny student's own parameters do not fit another architecture
+    tiny = [word for word in TINY if "torchvision" not in words or not word.startswith("student")]
+    said = kdistill(f"run {words}", tiny)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(text)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a cuda device")
+def test_no_cuda(kdistill: Command) -> None:
+    """What there is instead is named."""
+    said = kdistill("run device.name=cuda")
+    assert said == (2, "", "device.name=cuda: there is no cuda device here. Use device=cpu\n")
+
+
+def test_a_batch_larger_than_the_data(kdistill: Command) -> None:
+    """One step per epoch sees all samples, and the user is told so."""
+    said = kdistill("train-teacher teacher.batch_size=1000 teacher.epochs=1")
+    assert said.code == 0
+    assert said.err.startswith(
+        "warning: batch_size=1000 is more than the 288 training samples: every step sees them all\n"
+    )
+
+
+# --- data ---
+
+
+@pytest.fixture
+def images(kdistill: Command) -> Path:
+    """50 grey images of 8 x 8 pixels in each of two classes."""
+    pixels = np.random.default_rng(0)
+    for number in range(100):
+        folder = Path("images", "ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.integers(0, 255, (8, 8), np.uint8)).save(folder / f"{number:02}.png")
+    return Path("images")
+
+
+ON_IMAGES = [
+    *(word for word in TINY if not word.startswith("dataset")),
+    *("dataset=image_folder", "dataset.root=images", "dataset.image_size=8", "dataset.channels=1"),
+]
+
+
+def test_a_missing_folder(images: Path, kdistill: Command) -> None:
+    """With its nearest neighbour."""
+    said = kdistill("run dataset.root=image", ON_IMAGES)
+    assert said == (2, "", "dataset.root=image: there is no such folder. Did you mean 'images'?\n")
+
+
+def test_a_corrupt_image(images: Path, kdistill: Command) -> None:
+    """It is named before training begins; with on_error=skip it is counted and left out, in every split."""
+    for path in sorted(images.glob("*/*.png"))[::10]:
+        path.write_bytes(b"junk")
+    said = kdistill("run", ON_IMAGES)
+    assert said.code == 2
+    assert said.err.startswith("cannot decode images/")
+    assert said.err.endswith(
+        ".png (cannot identify image file); dataset.on_error=skip leaves such images out\n"
+    )
+    assert not Path("runs").exists()
+    said = kdistill("run dataset.on_error=skip dataset.test=0.4 dataset.validation=0.2", ON_IMAGES)
+    assert said.code == 0
+    told = [line.split()[3] for line in said.err.splitlines() if line.startswith("warning: left out ")]
+    counted = json.loads(one(Path("runs"), "teacher/*/manifest.json").read_text())["left_out"]
+    tested = int(said.out.removeprefix("image_folder: ").split()[0])
+    assert sum(map(int, told)) == 10
+    assert tested < 40
+    assert counted == 10 - (40 - tested)
+
+
+def test_a_class_missing_from_a_split(images: Path, kdistill: Command) -> None:
+    """Also in the test split, which is read last: found before the training."""
+    images.rename("all")
+    for part in ("train", "test"):
+        shutil.copytree("all", f"images/{part}")
+    shutil.rmtree("images/test/b")
+    said = kdistill("run", ON_IMAGES)
+    assert said == (2, "", "images/test must have the classes of images/train: missing b\n")
+
+
+# --- the order of the stages ---
+
+
+def test_stages_out_of_order(kdistill: Command) -> None:
+    """Each message holds the command that makes what is missing; the chain of them ends with a result."""
+    said = kdistill("eval")
+    assert said.code == 2
+    assert said.err.startswith("the student cnn is not distilled yet. Make it with:\n  kdistill distill ")
+    said = kdistill(last_words(said.err), ())
+    assert said.code == 2
+    assert said.err.startswith(
+        "the teacher resnet8 is not trained yet. Make it with:\n  kdistill train-teacher "
+    )
+    assert "student" not in said.err
+    assert kdistill(last_words(said.err), ()).code == 0
+    assert kdistill("distill").code == 0
+    said = kdistill("eval")
+    assert (said.code, said.err) == (0, "")
+
+
+def last_words(message: str) -> str:
+    """The command that a message ends with."""
+    return message.splitlines()[-1].removeprefix("  kdistill ")
+
+
+def test_nothing_to_finetune(pipeline: Path, kdistill: Command) -> None:
+    """finetune.epochs=0 contradicts the command."""
+    said = kdistill("finetune finetune.epochs=0")
+    assert said.code == 2
+    assert said.err == (
+        "finetune.epochs=0: there is nothing to fine-tune; set finetune.epochs, for example finetune.epochs=5\n"
+    )
+
+
+def test_a_sweep_with_one_impossible_job(pipeline: Path, kdistill: Command) -> None:
+    """Nothing is started: not the jobs before it either."""
+    before = sorted(pipeline.rglob("*"))
+    said = kdistill("distill -m student.weights=null,DEFAULT loss.T=3")
+    assert said.code == 2
+    assert said.err == "cnn has no published weights. Expected weights=null or weights=PATH\n"
+    assert sorted(p for p in pipeline.rglob("*") if ".locks" not in p.parts) == [
+        p for p in before if ".locks" not in p.parts
+    ]
+
+
+# --- in a run ---
+
+
+def test_divergence(pipeline: Path, kdistill: Command) -> None:
+    """Where, which term, what may help, the log; the teacher and its soft targets stay."""
+    said = kdistill("distill student.optim.lr=1e30")
+    assert (said.code, said.out) == (1, "")
+    message, log = said.err.splitlines()
+    assert message.startswith("the loss is not finite at epoch 1/3 step 1/9 (terms: hard=")
+    assert "A smaller optim.lr (now 1e+30)" in message
+    assert "Traceback" in Path(log.removeprefix("log: ")).read_text()
+    assert kdistill("eval").code == 0
+
+
+def test_a_sweep_with_one_job_that_diverges(pipeline: Path, kdistill: Command) -> None:
+    """The others finish; the table says it in short and the CSV in full."""
+    said = kdistill("distill -m student.optim.lr=1e30,0.1")
+    assert said.code == 1
+    rows = said.out.splitlines()[1:3]
+    assert "failed: the loss is not finite at epoch 1/3" in rows[0]
+    assert rows[1].endswith("  ok")
+    assert max(map(len, rows)) < 200
+    (csv,) = pipeline.glob("distill/sweep_*/sweep.csv")
+    assert "optim.clip_norm=1" in csv.read_text().splitlines()[1]
+    assert "1 of 2 jobs failed; logs: runs/distill/sweep_" in said.err.splitlines()[-1]
+
+
+def test_ctrl_c_before_the_run(kdistill: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the config is composed or torch is imported: one word."""
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compose, "plan", interrupt)
+    assert kdistill("run") == (130, "", "interrupted\n")
+
+
+# --- damaged artifacts ---
+
+
+def test_damaged_weights(pipeline: Path, kdistill: Command) -> None:
+    """The command in the message removes them, with what was made from them; the next run makes all anew."""
+    path = one(pipeline, "teacher/*/model.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    said = kdistill("eval")
+    assert said.code == 1
+    message, log = said.err.splitlines()
+    key = path.parent.name.rpartition("-")[2]
+    assert message == (
+        f"{path} is damaged: it has 1,000 bytes, not 84,600. Remove the artifact with"
+        f" `kdistill artifacts rm {key}` and give the command again to make it anew"
+    )
+    assert log.startswith("log: ")
+    said = kdistill(f"artifacts rm {key} --yes")
+    assert (said.code, said.out.splitlines()[-1]) == (0, "removed 4 folders")
+    assert kdistill("run").code == 0
+
+
+@pytest.mark.parametrize("content", ['{"kind": "student", "di', "{}", "[]"])
+def test_a_damaged_manifest(content: str, pipeline: Path, kdistill: Command) -> None:
+    """It is named, it does not keep `artifacts` from its work, and both rm and gc take it away."""
+    path = one(pipeline, "student/*/manifest.json")
+    path.write_text(content)
+    said = kdistill("run")
+    assert said.code == 1
+    assert said.err.startswith(f"{path} is damaged: it is not ")
+    assert f"`kdistill artifacts rm {path.parent.name.rpartition('-')[2]}`" in said.err
+    said = kdistill("artifacts")
+    assert [line.split()[-1] for line in said.out.splitlines() if path.parent.name in line] == ["damaged"]
+    assert kdistill("artifacts gc --yes").out.splitlines()[-1] == "removed 1 folder"
+    assert kdistill("run").code == 0
+
+
+# --- kdistill artifacts ---
+
+
+def test_artifacts_in_a_pipe_are_whole_lines(pipeline: Path, kdistill: Command) -> None:
+    """Keys are for copying: nothing is cut off, coloured or drawn."""
+    said = kdistill("artifacts")
+    assert len(said.out.splitlines()) == 6
+    assert said.out.isascii()
+    assert one(pipeline, "soft-targets/*").name in said.out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("artifacts rm", "artifacts rm needs a KEY; `kdistill artifacts` shows them"),
+        ("artifacts remove x", "artifacts cannot 'remove'."),
+        ("artifacts lst", "artifacts cannot 'lst'. Did you mean 'list'?"),
+        ("artifacts gc x", "artifacts gc takes no 'x'"),
+        ("artifacts rm x --yess", "unknown option '--yess'. Did you mean '--yes'?"),
+        ("artifacts run=x", "unknown option 'run=x'. Did you mean 'runs'?"),
+    ],
+)
+def test_artifacts_mistakes(line: str, message: str, kdistill: Command) -> None:
+    """The first line says what is wrong, the usage follows."""
+    said = kdistill(line)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.splitlines()[0] == message
+
+
+def test_artifacts_asks_first(pipeline: Path, kdistill: Command) -> None:
+    """An unknown key has near matches; without a terminal nobody can say yes, and nothing is removed."""
+    teacher = one(pipeline, "teacher/*").name
+    said = kdistill(f"artifacts rm {teacher[:-1]}")
+    assert said.code == 2
+    assert said.err.startswith(f"no artifact '{teacher[:-1]}' in runs/artifacts. Did you mean '{teacher}'")
+    said = kdistill(f"artifacts rm {teacher}")
+    assert (said.code, said.err) == (2, "there is nobody to ask: add --yes to remove these\n")
+    assert kdistill("artifacts gc") == (0, "nothing to remove\n", "")
+    assert kdistill("artifacts runs=elsewhere").out == (
+        "no artifacts in elsewhere/artifacts. `kdistill run` makes some\n"
+    )
+
+
+# --- folders and disks ---
+
+
+@pytest.mark.parametrize("runs", ["/dev/null/x", "file/x"])
+def test_runs_under_a_file(runs: str, kdistill: Command) -> None:
+    """A file is no place for a folder."""
+    Path("file").touch()
+    said = kdistill(f"run runs={runs}")
+    message = f"cannot write to {runs}: not a directory. Choose another folder with runs=DIR\n"
+    assert said == (2, "", message)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_runs_where_no_folder_can_be(kdistill: Command) -> None:
+    """Even root cannot make a folder there."""
+    said = kdistill("run runs=/proc/x")
+    assert said.code == 2
+    assert said.err.startswith("cannot make the folder /proc/x/run/")
+    assert said.err.endswith("Choose another folder with runs=DIR\n")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a file system of the asked-for size, or change its size."""
+    folder = tmp_path / "disk"
+
+    def resize(size: str) -> Path:
+        again = "remount," if folder.exists() else ""
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"{again}size={size}", "none", str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
+        return folder
+
+    yield resize
+    if folder.exists():
+        subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def test_a_full_disk_at_a_checkpoint(kdistill: Command, small_disk: Callable[[str], Path]) -> None:
+    """One message; nothing half-written takes up space; with more of it the same command goes on."""
+    small_disk("250k")
+    said = kdistill("train-teacher runs=disk/runs")
+    assert said.code == 2
+    assert FULL in said.err.splitlines()[-1]
+    assert said.err.splitlines()[-1].startswith("the disk is full: cannot write to disk/runs")
+    assert list(Path("disk").rglob("*.new")) == []
+    small_disk("4m")
+    assert kdistill("train-teacher runs=disk/runs").code == 0
+
+
+def test_a_full_disk_at_soft_targets(
+    finished: Path, kdistill: Command, small_disk: Callable[[str], Path]
+) -> None:
+    """Their space is reserved first: the memory-mapped file cannot kill the process later."""
+    small_disk("400k")
+    shutil.copytree(finished / "artifacts" / "teacher", "disk/runs/artifacts/teacher")
+    line = "soft-targets soft_targets.views=200 runs=disk/runs"
+    said = kdistill(line)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("the disk is full: cannot write to disk/runs/artifacts.")
+    small_disk("8m")
+    assert kdistill(line).code == 0
+
+
+def test_a_disk_that_is_full_before(kdistill: Command, small_disk: Callable[[str], Path]) -> None:
+    """Hydra's own files are the first that do not fit; of a sweep as well."""
+    disk = small_disk("64k")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        (disk / "fill").write_bytes(bytes(100_000))
+    for sweep in ("", "-m teacher.seed=1,2"):
+        said = kdistill(f"train-teacher runs=disk/runs {sweep}")
+        assert said.code == 2
+        assert said.err.splitlines()[-1].startswith("the disk is full: cannot write to disk/runs.")
+
+
+# --- the installed command ---
+
+
+def test_in_a_pipe(tmp_path: Path) -> None:
+    """One plain line per epoch on stderr, results on stdout, no control characters, exit code 0."""
+    command = [sys.executable, "-m", "kdistill", "train-teacher", *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert [line.split("  ")[0] for line in done.stderr.splitlines()] == [
+        f"teacher epoch {n}/3" for n in (1, 2, 3)
+    ]
+    assert done.stdout.startswith("teacher\nmodel")
+    assert all(char.isprintable() or char == "\n" for char in done.stdout + done.stderr)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_training(tmp_path: Path) -> None:
+    """SIGINT: the state is saved, one message, exit code 130."""
+    command = [sys.executable, "-m", "kdistill", "train-teacher", *TINY, "teacher.epochs=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("teacher epoch 1/")
+    process.send_signal(signal.SIGINT)
+    last = process.communicate(timeout=60)[1].splitlines()[-1]
+    assert process.returncode == 130
+    assert last.startswith("stopped at epoch ")
+    assert last.endswith("; the state is saved: give the same command again to go on")
