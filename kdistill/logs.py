@@ -11,20 +11,18 @@ from rich.text import Text
 
 from kdistill.console import complain, err
 
-OURS = ("kdistill", "hydra")
-
 
 class ConsoleHandler(logging.Handler):
     """Writes through rich above the bar on a terminal, and as plain lines in a pipe.
 
-    Other libraries are heard from WARNING on. A record with `extra={"file_only": True}` goes to the
+    Other libraries, Hydra among them, are heard from WARNING on. A record with `extra={"file_only": True}` goes to the
     log file alone: it holds a traceback that the console shows as one line.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "file_only", False):
             return False
-        heard = record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS
+        heard = record.levelno >= logging.WARNING or record.name.split(".")[0] == "kdistill"
         return heard and bool(super().filter(record))
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -101,10 +101,12 @@ def fit(
         while not state.finished:
             saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
             _train_epoch(state, data, objective, signal, bar, saver, title)
-            _end_epoch(state, validation, title)
+            scores = predict_metrics(state.averaged, validation, settings.batch_size, engine)
+            row = state.end_epoch(scores)
             if checkpoint:
                 checkpoint.write_lines("metrics.jsonl", state.history)
             saver.save()
+            _report(row, settings.epochs, title)
             saver.stop_if_asked()
     return state.result()
 
@@ -165,12 +167,10 @@ def _divergence(state: State, terms: dict[str, Tensor]) -> str:
     )
 
 
-def _end_epoch(state: State, validation: Split, title: str) -> None:
-    scores = predict_metrics(state.averaged, validation, state.settings.batch_size, state.engine)
-    row = state.end_epoch(scores)
+def _report(row: dict[str, Any], epochs: int, title: str) -> None:
     log.info(
-        "%s epoch %d/%d  loss %.4f  validation top-1 %.2f %%  nll %.4f  %s images/s  lr %.3g",
-        *(title, row["epoch"], state.settings.epochs, row["loss"], 100 * scores["top1"], scores["nll"]),
+        "%s epoch %d/%d  loss %.4f  val top-1 %.2f %%  nll %.4f  %s images/s  lr %.3g",
+        *(title, row["epoch"], epochs, row["loss"], 100 * row["validation_top1"], row["validation_nll"]),
         *(f"{row['images_per_second']:,.0f}", row["lr"]),
     )
 

@@ -50,9 +50,12 @@ def task(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         config = validate(cfg)
+        words = users_words(HydraConfig.get().overrides.task)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            log.info("job %d: %s", HydraConfig.get().job.num, " ".join(words))
         from kdistill.stages import run_stage
 
-        last = Outcome("ok", run_stage(config, users_words(HydraConfig.get().overrides.task)))
+        last = Outcome("ok", run_stage(config, words))
     except (KeyboardInterrupt, Interrupted) as ex:
         last = Outcome("interrupted", error=str(ex), exit_code=Interrupted.exit_code)
         raise KeyboardInterrupt(str(ex)) from ex
