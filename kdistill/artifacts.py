@@ -7,37 +7,35 @@ artifact one makes it and the other waits and uses it.
 
 An artifact pins the digests of what it was made from (its parents). When a parent was made anew with
 other content, the child is stale: it is named and made again, never used in silence.
+
+The steps of making, each safe against a kill, are in `kdistill.partial`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import platform
 import shlex
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kdistill.errors import DamagedArtifact
-from kdistill.files import load_state, save_state, sha256_of, storage_errors, sync, write_bytes, write_json
+from kdistill.files import sha256_of, storage_errors
+from kdistill.partial import Work, discard, finished, prepare_partial, replace, versions, write_manifest
 
 log = logging.getLogger("kdistill")
 
 KINDS = ("teacher", "soft-targets", "student", "finetuned")
-#: files of the making, gone from a finished artifact: state to resume from, and the parents it belongs to
-SCAFFOLD = ("checkpoint", "origin.json")
 #: what every manifest says
 _ESSENTIAL = {"kind", "key", "digest", "parents", "files", "created"}
+#: (root, kind, key) of what this process has made by force: the jobs of a sweep share it, each once
+_forced: set[tuple[Path, str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,10 @@ class Artifact:
         """What is known of the artifact; raises `DamagedArtifact`."""
         try:
             content = json.loads((self.folder / "manifest.json").read_text())
+        except FileNotFoundError:
+            raise DamagedArtifact(
+                f"{self.folder} is not a finished artifact: there is no manifest.json in it"
+            ) from None
         except ValueError:
             raise self._damaged("manifest.json", "it is not JSON") from None
         if not isinstance(content, dict) or not content.keys() >= _ESSENTIAL:
@@ -59,11 +61,16 @@ class Artifact:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether the manifest cannot be read; the other files are verified when they are used."""
+        """Whether the manifest cannot be read, or a file is missing or has another size.
+
+        Checksums take time: they are compared when a file is used.
+        """
         try:
-            return not self.manifest
+            for name in self.manifest["files"]:
+                self._of_right_size(name)
         except DamagedArtifact:
             return True
+        return False
 
     # Kind and key are read from the folder's name: they are needed to remove a damaged artifact.
 
@@ -73,7 +80,7 @@ class Artifact:
 
     @property
     def key(self) -> str:
-        return self.folder.name.rpartition("-")[2]
+        return _key_in(self.folder)
 
     @property
     def digest(self) -> str:
@@ -91,47 +98,31 @@ class Artifact:
 
     def file(self, name: str) -> Path:
         """Path of one of the files, after its size and checksum were verified; raises `DamagedArtifact`."""
-        path, expected = self.folder / name, self.manifest["files"][name]
-        if not path.is_file():
-            raise self._damaged(name, "it is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise self._damaged(name, f"it has {path.stat().st_size:,} bytes, not {expected['bytes']:,}")
-        if sha256_of(path) != expected["sha256"]:
+        path = self._of_right_size(name)
+        if sha256_of(path) != self.manifest["files"][name]["sha256"]:
             raise self._damaged(name, "its content does not match its checksum")
         return path
 
+    def _of_right_size(self, name: str) -> Path:
+        path, expected = self.folder / name, self.manifest["files"][name]["bytes"]
+        if not path.is_file():
+            raise self._damaged(name, "it is missing")
+        if path.stat().st_size != expected:
+            raise self._damaged(name, f"it has {path.stat().st_size:,} bytes, not {expected:,}")
+        return path
+
     def _damaged(self, name: str, problem: str) -> DamagedArtifact:
-        runs = self.folder.parents[2]
-        elsewhere = "" if runs == Path("runs") else f" {shlex.quote(f'runs={runs}')}"
-        return DamagedArtifact(
-            f"{self.folder / name} is damaged: {problem}. Remove the artifact with"
-            f" `kdistill artifacts rm {self.key}{elsewhere}` and give the command again to make it anew"
-        )
-
-
-@dataclass
-class Work:
-    """An artifact in the making: a folder to write to, a checkpoint to resume from."""
-
-    folder: Path
-    payload: list[str] = field(default_factory=list)
-    """Names of the files that make up the digest; the others (logs, notes) may differ from run to run."""
-    about: dict[str, Any] = field(default_factory=dict)
-    """What the manifest says beyond keys and checksums: metrics, seconds, sizes."""
-
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state that a killed run left behind; None when there is none, or it is damaged."""
-        path = self.folder / "checkpoint"
-        state = load_state(path)
-        if state is None and path.exists():
-            log.warning("%s is damaged: starting over", path)
-        return state
-
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        save_state(self.folder / "checkpoint", state)
-
-    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
-        write_bytes(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        place = Artifact(self.folder.resolve())
+        store = place.folder.parent.parent
+        advice = ""
+        if place.kind in KINDS and store.name == "artifacts":  # not a copy somewhere else
+            runs = store.parent
+            elsewhere = "" if runs == Path("runs").resolve() else f" {shlex.quote(f'runs={runs}')}"
+            advice = (
+                f". Remove the artifact with `kdistill artifacts rm {place.key}{elsewhere}`"
+                " and give the command again to make it anew"
+            )
+        return DamagedArtifact(f"{self.folder / name} is damaged: {problem}{advice}")
 
 
 class ArtifactStore:
@@ -145,8 +136,15 @@ class ArtifactStore:
 
         With `parents` given, an artifact that pins another digest of one of them is stale and not returned.
         """
-        artifact = next(iter(self._folders(kind, key)), None)
-        if artifact is None or self._stale(artifact, parents or {}):
+        artifact = next(self._folders(kind, key), None)
+        if artifact is None or not parents:
+            return artifact
+        for name in _rebuilt(artifact, parents):
+            log.warning(
+                "%s %s is stale: it was made from another build of %s %s (then %s, now %s)",
+                *(kind, artifact.folder.name, name, parents[name].folder.name),
+                *(artifact.parents[name]["digest"][:12], parents[name].digest[:12]),
+            )
             return None
         return artifact
 
@@ -163,26 +161,26 @@ class ArtifactStore:
     ) -> Artifact:
         """Return the artifact, making it with `make(work)` if it is missing or stale, or if forced.
 
-        `label` is for the reader of the folder's name; `parts` is what the key was computed from.
+        `label` is for the reader of the folder's name; `parts` is what the key was computed from. `force`
+        makes it anew once per process: the jobs of a sweep that need the same teacher share the new one.
         """
         parents = parents or {}
-        found = None if force else self.find(kind, key, parents)
-        if found is not None:
+        place = (self.root.resolve(), kind, key)
+        force = force and place not in _forced
+        if not force and (found := self.find(kind, key, parents)) is not None:
             return found
-        seen = self._digest_of_existing(kind, key)
+        seen = self._digest(kind, key)
         with self._locked(kind, key):
-            found = self.find(kind, key, parents)
-            if found is not None and (not force or found.digest != seen):
-                return found  # another process has made it while this one waited
-            final = self.root / kind / f"{label}-{key}"
-            with storage_errors(self.root):
-                partial = _prepare_partial(final, parents)
-                if not _finished(partial):  # killed just before the rename: only that is left to do
-                    work = Work(partial)
-                    make(work)
-                    self._write_manifest(work, kind, key, parts, parents)
-                self._replace(final, partial)
-        return Artifact(final)
+            # another process may have made it while this one waited
+            waited = not force or self._digest(kind, key) != seen
+            artifact = self.find(kind, key, parents) if waited else None
+            if artifact is None:
+                artifact = Artifact(self.root / kind / f"{label}-{key}")
+                with storage_errors(self.root):
+                    self._make(artifact, parts, make, {"parents": _pins(parents), "versions": versions()})
+        if force:
+            _forced.add(place)
+        return artifact
 
     def all(self) -> list[Artifact]:
         """Every finished artifact, in the order of the pipeline and then of time; damaged ones first."""
@@ -192,49 +190,62 @@ class ArtifactStore:
         )
 
     def is_stale(self, artifact: Artifact) -> bool:
-        """Whether a parent that is still there has other content than the artifact was made from."""
-        names = {kind: pin["name"] for kind, pin in artifact.parents.items()}
-        present = {k: Artifact(self.root / k / n) for k, n in names.items() if _finished(self.root / k / n)}
-        return any(
-            artifact.parents[k]["digest"] != parent.digest
-            for k, parent in present.items()
-            if not parent.is_damaged
-        )
+        """Whether a parent has other content than the artifact was made from, or is stale itself.
+
+        A parent that is gone or damaged says nothing.
+        """
+        folders = {kind: self.root / kind / pin["name"] for kind, pin in artifact.parents.items()}
+        present = {k: p for k, folder in folders.items() if not (p := Artifact(folder)).is_damaged}
+        return bool(_rebuilt(artifact, present)) or any(map(self.is_stale, present.values()))
 
     def unfinished(self) -> Iterator[Path]:
-        """Folders of runs that were cut off and are not being worked on now, and of replaced artifacts."""
+        """Folders of runs that were cut off and are not being worked on now, and of replaced artifacts.
+
+        A complete `.partial` is not among them: the next command gives it its name.
+        """
         for kind in KINDS:
-            yield from (self.root / kind).glob("*.replaced")
-            for partial in (self.root / kind).glob("*.partial"):
-                key = partial.name.removesuffix(".partial").rpartition("-")[2]
-                lock = FileLock(self._lock_path(kind, key))
-                try:
-                    with lock.acquire(blocking=False):
-                        yield partial
-                except Timeout:
-                    continue
+            for folder in sorted((self.root / kind).glob("*.*")):
+                if folder.suffix == ".replaced" or (folder.suffix == ".partial" and not finished(folder)):
+                    with self._free(folder) as free:
+                        if free:
+                            yield folder
+
+    def remove(self, folder: Path) -> bool:
+        """Remove one of the store's folders; False if it was left alone, as a process is at work on it."""
+        with self._free(folder) as free:
+            if free and folder.exists():
+                discard(folder)
+        return free
 
     def _folders(self, kind: str, key: str) -> Iterator[Artifact]:
         # a folder whose name ends in the key and that holds a manifest is complete by construction
         for folder in sorted((self.root / kind).glob(f"*-{key or '*'}")):
-            if not folder.name.endswith((".partial", ".replaced")) and _finished(folder):
+            if not folder.name.endswith((".partial", ".replaced")) and finished(folder):
                 yield Artifact(folder)
 
-    def _stale(self, artifact: Artifact, parents: Mapping[str, Artifact]) -> bool:
-        for kind, parent in parents.items():
-            pin = artifact.parents.get(kind)
-            if pin is not None and pin["digest"] != parent.digest:
-                log.warning(
-                    "%s %s is stale: it was made from another build of %s %s (then %s, now %s)",
-                    *(artifact.kind, artifact.folder.name, kind, parent.folder.name),
-                    *(pin["digest"][:12], parent.digest[:12]),
-                )
-                return True
-        return False
-
-    def _digest_of_existing(self, kind: str, key: str) -> str | None:
+    def _digest(self, kind: str, key: str) -> str | None:
+        """Digest of what is there now, stale or not; None also when its manifest is damaged."""
         found = self.find(kind, key)
-        return found.digest if found else None
+        try:
+            return found.digest if found else None
+        except DamagedArtifact:
+            return None
+
+    @contextmanager
+    def _free(self, folder: Path) -> Iterator[bool]:
+        """Hold the folder's lock if no process has it; whether it is held."""
+        path = self._lock_path(folder.parent.name, _key_in(folder))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     @contextmanager
     def _locked(self, kind: str, key: str) -> Iterator[None]:
@@ -256,61 +267,26 @@ class ArtifactStore:
         # outside of the artifact's folder, which is renamed and removed
         return self.root / ".locks" / f"{kind}-{key}.lock"
 
-    def _write_manifest(
-        self, work: Work, kind: str, key: str, parts: dict[str, Any], parents: Mapping[str, Artifact]
+    def _make(
+        self, artifact: Artifact, parts: dict[str, Any], make: Callable[[Work], None], origin: dict[str, Any]
     ) -> None:
-        files = sorted(p for p in work.folder.iterdir() if p.name not in (*SCAFFOLD, "manifest.json"))
-        entries = {p.name: {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in files}
-        for path in files:
-            sync(path)
-        payload = [entries[name]["sha256"] for name in sorted(work.payload)]
-        manifest = {
-            "kind": kind,
-            "key": key,
-            "digest": payload[0]
-            if len(payload) == 1
-            else sha256("".join(map(str, payload)).encode()).hexdigest(),
-            "made_from": parts,
-            "parents": _pins(parents),
-            **work.about,
-            "files": entries,
-            "versions": versions(),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        write_json(work.folder / "manifest.json", manifest)
-
-    def _replace(self, final: Path, partial: Path) -> None:
-        replaced = final.with_name(final.name + ".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            final.rename(replaced)
-        partial.rename(final)
-        sync(final.parent)
-        for name in SCAFFOLD:
-            (final / name).unlink(missing_ok=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        partial = prepare_partial(artifact.folder, origin)
+        if not finished(partial):  # else killed just before the rename: only that is left to do
+            work = Work(partial)
+            make(work)
+            write_manifest(work, {"kind": artifact.kind, "key": artifact.key, "made_from": parts}, origin)
+        replace(artifact.folder, partial)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = {name: version(name) for name in ("kdistill", "torch", "torchvision", "numpy")}
-    return {"python": platform.python_version(), **packages}
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file()
+def _key_in(folder: Path) -> str:
+    return folder.name.removesuffix(".replaced").removesuffix(".partial").rpartition("-")[2]
 
 
 def _pins(parents: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:
     return {kind: {"name": parent.folder.name, "digest": parent.digest} for kind, parent in parents.items()}
 
 
-def _prepare_partial(final: Path, parents: Mapping[str, Artifact]) -> Path:
-    """The folder to work in; what a cut-off run left there is kept only if its parents are still the same."""
-    partial = final.with_name(final.name + ".partial")
-    origin, pins = partial / "origin.json", _pins(parents)
-    if partial.exists() and (not origin.is_file() or json.loads(origin.read_text()) != pins):
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(origin, pins)
-    return partial
+def _rebuilt(artifact: Artifact, parents: Mapping[str, Artifact]) -> list[str]:
+    """Kinds of the parents that have other content than the artifact was made from."""
+    pins = artifact.parents
+    return [kind for kind, p in parents.items() if kind in pins and pins[kind]["digest"] != p.digest]

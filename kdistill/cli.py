@@ -85,10 +85,6 @@ def _dispatch(argv: list[str]) -> int:
         from kdistill import completion
 
         return completion.main(argv[1:])
-    if argv[:1] == ["artifacts"]:
-        from kdistill import housekeeping
-
-        return int(housekeeping.main(argv[1:]))
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
     words = parse(argv)
@@ -97,9 +93,13 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or (not words.command and "--help" in words.flags):
         return _say(helptext.overview())
     _check_command(words)
+    if words.command == "artifacts":
+        from kdistill import housekeeping
+
+        return int(housekeeping.main([*words.flags, *words.rest]))
     from kdistill.config import folders
 
-    folders.use_folders(words.config_dirs)
+    folders.use_folders(words.config_dirs, remember=True)
     if words.command == "list":
         from kdistill import listing
 
@@ -119,7 +119,7 @@ def parse(argv: Sequence[str]) -> Words:
     queue = list(argv)
     while queue:
         word = queue.pop(0)
-        if not word.startswith("-"):
+        if not word.startswith("-") or words.command == "artifacts":  # which has options of its own
             if words.command:
                 words.rest.append(word)
             else:
@@ -298,12 +298,12 @@ def _report(ex: Exception) -> int:
         traceback.print_exc()
     if isinstance(ex, KdistillError):
         return _fail(str(ex), ex.exit_code)
-    from kdistill.config.explain import explain
+    from kdistill.config.explain import explain, first_line
 
     text = explain(ex)
     if text is not None:
         return _fail(text, ConfigError.exit_code)
-    return _fail(f"{type(ex).__name__}: {ex}\nKDISTILL_DEBUG=1 shows the traceback", 1)
+    return _fail(f"{type(ex).__name__}: {first_line(ex)}\nKDISTILL_DEBUG=1 shows the traceback", 1)
 
 
 def _fail(text: str, code: int) -> int:

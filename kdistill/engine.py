@@ -33,11 +33,11 @@ class Engine:
         precision = _precision(config.precision, device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        if precision == "fp32":
-            # float32 means float32: no TF32, and the same kernels in every run
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True
+        # float32 means float32: no TF32, and the same kernels in every run. Set both ways, for the next job's sake.
+        exact = precision == "fp32"
+        torch.backends.cudnn.allow_tf32 = not exact
+        torch.backends.cuda.matmul.allow_tf32 = not exact
+        torch.backends.cudnn.deterministic = exact
         log.debug("device %s, precision %s", device, precision)
         return cls(device, precision, config.compile)
 
@@ -70,12 +70,16 @@ class Engine:
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type == "mps":
+            state["mps"] = torch.mps.get_rng_state()
         return state
 
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+        if "mps" in state and self.device.type == "mps":
+            torch.mps.set_rng_state(state["mps"])
 
 
 def _device(name: str) -> torch.device:
@@ -99,7 +103,7 @@ def _device(name: str) -> torch.device:
 def _precision(name: str, device: torch.device) -> Precision:
     """`auto` is float32 on a CPU, where runs are to be repeatable bit for bit, and bfloat16 on a GPU that has it."""
     if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if has_bf16 else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("device.precision=fp16 needs a GPU; on a CPU use bf16 or fp32")

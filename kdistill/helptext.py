@@ -65,7 +65,7 @@ STAGES = {
     "eval": Stage(
         "measure teacher and student on the test split",
         "the data set and whatever is trained",
-        "computes accuracy, loss, size and speed",
+        "computes accuracy, likelihood, calibration, agreement with the teacher, and size",
         "nothing but its own run folder",
         (
             "kdistill eval",

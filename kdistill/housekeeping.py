@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.console import say, show_table
-from kdistill.errors import UserError, did_you_mean
+from kdistill.errors import DamagedArtifact, UserError, did_you_mean
 from kdistill.files import storage_errors
 from kdistill.records import Table
 
@@ -46,9 +45,11 @@ def main(argv: Sequence[str]) -> int:
     if action == "rm" and keys:
         return _remove(store, _with_dependants(store, [_lookup(store, key) for key in keys]), options.yes)
     if action == "gc" and not keys:
-        damaged = [a.folder for a in store.all() if a.is_damaged]
+        damaged = [a for a in store.all() if a.is_damaged]
         stale = [a for a in store.all() if not a.is_damaged and store.is_stale(a)]
-        return _remove(store, _with_dependants(store, stale), options.yes, [*damaged, *store.unfinished()])
+        useless = _with_dependants(store, stale)
+        useless += [a for a in damaged if a not in useless]  # not what was made from them: that is intact
+        return _remove(store, useless, options.yes, list(store.unfinished()))
     if action == "rm":
         raise UserError("artifacts rm needs a KEY; `kdistill artifacts` shows them")
     if action in ACTIONS:
@@ -94,10 +95,14 @@ def _remove(store: ArtifactStore, artifacts: list[Artifact], sure: bool, extra: 
     if not sure and not _confirmed():
         say("nothing removed")
         return 0
+    removed = 0
     with storage_errors(store.root):
         for folder in reversed(folders):
-            shutil.rmtree(folder)
-    say(f"removed {len(folders)} {'folder' if len(folders) == 1 else 'folders'}")
+            if store.remove(folder):
+                removed += 1
+            else:
+                say(f"left alone, another process is at work on it: {folder}")
+    say(f"removed {removed} {'folder' if removed == 1 else 'folders'}")
     return 0
 
 
@@ -123,11 +128,16 @@ def _with_dependants(store: ArtifactStore, artifacts: Iterable[Artifact]) -> lis
     chosen = {(a.kind, a.folder.name) for a in artifacts}
     everything = store.all()  # parents come before their children
     for artifact in everything:
-        if not artifact.is_damaged and any(
-            (kind, pin["name"]) in chosen for kind, pin in artifact.parents.items()
-        ):
+        if any((kind, pin["name"]) in chosen for kind, pin in _parents(artifact).items()):
             chosen.add((artifact.kind, artifact.folder.name))
     return [a for a in everything if (a.kind, a.folder.name) in chosen]
+
+
+def _parents(artifact: Artifact) -> dict[str, dict[str, str]]:
+    try:
+        return artifact.parents
+    except DamagedArtifact:  # nothing is known of it
+        return {}
 
 
 def _score(artifact: Artifact) -> str:

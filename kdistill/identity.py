@@ -66,6 +66,9 @@ class Identity:
     @property
     def views(self) -> int:
         """Distinct augmented views of each sample that the student sees: one per epoch unless set."""
+        augment = self.config.dataset.augment
+        if not (augment.crop or augment.flip):
+            return 1  # all views are the same pixels
         return self.config.soft_targets.views or max(1, self.config.student.epochs)
 
     @property

@@ -7,6 +7,7 @@ taken up at any step; what a checkpoint must hold is listed in `State.state_dict
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -95,14 +96,13 @@ def fit(
             "%s: going on at epoch %d of %d, step %d", title, state.epoch + 1, settings.epochs, state.step
         )
     elif judge_start or not settings.epochs:
-        state.consider(predict_metrics(network, validation, settings.batch_size, engine))
+        state.consider(_validated(state, validation))
 
     with stop_requests() as stop, Progress(title, state.total_steps, state.steps_done) as bar:
         while not state.finished:
             saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
             _train_epoch(state, data, objective, signal, bar, saver, title)
-            scores = predict_metrics(state.averaged, validation, settings.batch_size, engine)
-            row = state.end_epoch(scores)
+            row = state.end_epoch(_validated(state, validation))
             if checkpoint:
                 checkpoint.write_lines("metrics.jsonl", state.history)
             saver.save()
@@ -167,6 +167,17 @@ def _divergence(state: State, terms: dict[str, Tensor]) -> str:
     )
 
 
+def _validated(state: State, validation: Split) -> dict[str, float]:
+    """Validation metrics of the state as it is; a step that broke the weights shows here at the latest."""
+    scores = predict_metrics(state.averaged, validation, state.settings.batch_size, state.engine)
+    if not math.isfinite(scores["nll"]):
+        raise Diverged(
+            f"the validation loss is not finite after {state.where}."
+            f" A smaller optim.lr (now {state.settings.optim.lr:g}) or optim.clip_norm=1 may help"
+        )
+    return scores
+
+
 def _report(row: dict[str, Any], epochs: int, title: str) -> None:
     log.info(
         "%s epoch %d/%d  loss %.4f  val top-1 %.2f %%  nll %.4f  %s images/s  lr %.3g",
@@ -214,7 +225,7 @@ class _Saver:
         self._last = time.monotonic()
 
     def stop_if_asked(self) -> None:
-        if self.stop and not self.state.finished:
+        if self.stop:
             raise Interrupted(
                 f"stopped at {self.state.where}; the state is saved: give the same command again to go on"
             )

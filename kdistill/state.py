@@ -35,17 +35,7 @@ class State:
 
     def __init__(self, network: nn.Module, samples: int, settings: Training, engine: Engine) -> None:
         self.network, self.settings, self.engine = network, settings, engine
-        self.batch_size = min(settings.batch_size, samples)
-        if self.batch_size < settings.batch_size:
-            log.warning(
-                "batch_size=%d is more than the %d training samples: every step sees them all",
-                *(settings.batch_size, samples),
-            )
-        if self.batch_size // settings.optim.accumulate < 1 or self.batch_size % settings.optim.accumulate:
-            raise DataError(
-                f"{samples} training samples do not make a batch of {settings.batch_size}"
-                f" in {settings.optim.accumulate} equal parts; set a smaller batch_size"
-            )
+        self.batch_size = usable_batch_size(settings, samples)
         self.steps_per_epoch = samples // self.batch_size
         self.optimizer = build_optimizer(network, settings.optim)
         self.learning_rate = learning_rate(settings.optim, settings.epochs, self.steps_per_epoch)
@@ -101,7 +91,7 @@ class State:
 
     def record(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.double()
+            self.sums[name] = self.sums.get(name, 0) + value.float()
         self.step += 1
 
     def mean_terms(self) -> dict[str, float]:
@@ -176,6 +166,23 @@ class State:
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
         self._resumed_step = self.step
         self.engine.set_random_state(saved["random"])
+
+
+def usable_batch_size(settings: Training, samples: int) -> int:
+    """`batch_size`, or all samples where there are fewer; raises `DataError` when those cannot be split."""
+    size, parts = min(settings.batch_size, samples), settings.optim.accumulate
+    if size < parts or size % parts:
+        raise DataError(
+            f"{samples} training samples do not make a batch of {settings.batch_size}"
+            f" in {parts} equal parts; set a smaller batch_size"
+        )
+    if size < settings.batch_size:
+        log.warning(
+            "batch_size=%d is more than the %d training samples: every step sees them all",
+            settings.batch_size,
+            samples,
+        )
+    return size
 
 
 def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | None:

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdistill.config.compose import users_words, validate
+from kdistill.config.explain import first_line
 from kdistill.console import debug
 from kdistill.errors import Interrupted, KdistillError, StorageError, UserError
 
@@ -47,6 +48,7 @@ def task(cfg: DictConfig) -> float | None:
     a failed job is told in `result.json` and by `last`. Raises `KeyboardInterrupt`, which ends a sweep.
     """
     global last
+    last = None
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         config = validate(cfg)
@@ -76,7 +78,7 @@ def _failed(ex: Exception, runs: Path, folder: Path) -> Outcome:
     log_line = f"log: {folder / 'kdistill.log'}"
     known = ex if isinstance(ex, KdistillError) else storage_error(ex, runs)
     if known is None:
-        message = f"{type(ex).__name__}: {ex}\n{log_line}\nKDISTILL_DEBUG=1 shows the traceback"
+        message = f"{type(ex).__name__}: {first_line(ex)}\n{log_line}\nKDISTILL_DEBUG=1 shows the traceback"
         outcome = Outcome("failed", error=message, exit_code=1)
     elif isinstance(known, UserError):
         outcome = Outcome("failed", error=str(known), exit_code=known.exit_code)

@@ -9,4 +9,4 @@ if [ "${1:-}" = --slow ]; then
     select=()
     shift
 fi
-exec "$VENV/bin/python" -m pytest "${select[@]}" "$@"
+exec "$VENV/bin/python" -m pytest ${select[@]+"${select[@]}"} "$@"

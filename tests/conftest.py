@@ -28,7 +28,6 @@ TINY = (
     "teacher.keep=last",
     "student=cnn",
     "student.params.channels=[8]",
-    "loss.T=4",
     "student.epochs=3",
     "student.batch_size=32",
     "student.keep=last",

@@ -232,6 +232,26 @@ def test_an_unexpected_error(stages: Stages, capsys: pytest.CaptureFixture[str])
     assert lines[3:] == ["KDISTILL_DEBUG=1 shows the traceback"]
 
 
+def test_a_long_unexpected_error_is_cut(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a text of many lines the first is shown; the log has them all."""
+    stages.answer = _raising(RuntimeError("Error(s) in loading\n  size mismatch\n  and more"))
+    assert main(["distill"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "RuntimeError: Error(s) in loading"
+    assert lines[2].startswith("log: ")
+    assert "  and more" in _only("runs/distill/*/kdistill.log").read_text()
+
+
+def test_a_job_that_leaves_python_has_no_outcome(stages: Stages) -> None:
+    """`sys.exit` in a run writes nothing: not the outcome of the job before it either."""
+    assert main(["distill", "runs=first"]) == 0
+    stages.answer = _raising(SystemExit(3))
+    with pytest.raises(SystemExit):
+        main(["distill", "runs=second"])
+    assert _only("first/distill/*/result.json").is_file()
+    assert list(Path().glob("second/distill/*/result.json")) == []
+
+
 @pytest.mark.parametrize("variable", ["KDISTILL_DEBUG", "HYDRA_FULL_ERROR"])
 def test_tracebacks_on_demand(
     variable: str, stages: Stages, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -459,6 +479,25 @@ def test_artifacts_are_housekeepings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["artifacts", "rm", "abc", "--yes"]) == 7
     assert main(["list", "artifacts", "runs=x"]) == 7
     assert asked == [["rm", "abc", "--yes"], ["list", "runs=x"]]
+
+
+@pytest.mark.parametrize(
+    "argv", [["artifacts", "-h"], ["help", "artifacts"], ["--help", "artifacts"], ["-h", "artifacts", "rm"]]
+)
+def test_help_of_artifacts(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever the word for help stands: what can be done with artifacts."""
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith("kdistill artifacts [list]")
+
+
+def test_artifacts_take_none_of_the_stages_options(
+    stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option before the word is refused as one behind it; no stage runs."""
+    for argv in (["-m", "artifacts"], ["artifacts", "--multirun"]):
+        assert main(argv) == 2
+        assert capsys.readouterr().err.startswith("unknown option '--multirun'.")
+    assert stages.asked == []
 
 
 # --- completion ---

@@ -145,6 +145,23 @@ def test_folders_from_the_environment_come_after_the_option(
     assert [folder.name for folder in folders.user_dirs()] == ["option", "variable", "kdistill"]
 
 
+def test_suggested_commands_name_the_folders_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They work as they stand: with each --config-dir; what the environment names is there anyway."""
+    from kdistill.stages.job import Job
+
+    for name in ("mine", "my own", "variable"):
+        _write(tmp_path / name / "loss" / f"{name[:2]}.yaml", "defaults: [kd]\nT: 8\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDISTILL_CONFIG_DIR", "variable")
+    folders.use_folders(["mine", "my own"], remember=True)
+    job = Job(_config("loss=mi", "device=cpu"), ["loss=mi"])
+    assert job.command("finetune") == "kdistill finetune --config-dir mine --config-dir 'my own' loss=mi"
+    folders.use_folders(["mine"])
+    assert job.command("finetune") == "kdistill finetune loss=mi"
+
+
 def test_an_experiment_needs_no_plus(tmp_path: Path) -> None:
     """`experiment=NAME` changes options and values at once; the command line still wins."""
     _write(
@@ -155,6 +172,21 @@ def test_an_experiment_needs_no_plus(tmp_path: Path) -> None:
     config = _config("experiment=small")
     assert (config.student.name, config.student.epochs) == ("mlp", 3)
     assert _config("experiment=small", "student.epochs=4").student.epochs == 4
+
+
+def test_a_parameter_that_an_experiment_set_is_told_as_such(tmp_path: Path) -> None:
+    """The user reads who set it and how to take it out; what the user set is not laid to the experiment."""
+    _write(
+        tmp_path / "experiment" / "wide.yaml",
+        "# @package _global_\ndefaults: [override /student: resnet8]\nstudent: {params: {width: 8}}\n",
+    )
+    problem = "student: cnn has no parameter 'width'. It has: channels"
+    assert _failure(tmp_path, "experiment=wide", "student=cnn") == (
+        f"{problem} (set by experiment=wide; take it out with ~student.params.width)\n"
+    )
+    assert _failure(tmp_path, "experiment=wide", "student=cnn", "student.params.width=4") == f"{problem}\n"
+    assert _failure(tmp_path, "student=cnn", "student.params.width=4") == f"{problem}\n"
+    assert _config("experiment=wide", "student=cnn", "~student.params.width").student.name == "cnn"
 
 
 def test_a_root_config_of_the_user_is_refused(tmp_path: Path) -> None:

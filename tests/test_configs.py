@@ -8,6 +8,7 @@ import torch
 from kdistill import load_config
 from kdistill.config.folders import groups
 from kdistill.config.models import FAMILIES, MODELS, check_params
+from kdistill.errors import ConfigError
 from kdistill.models import build_network
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
@@ -54,3 +55,20 @@ def test_every_option_says_what_it_is(group: str, option: str) -> None:
 
     assert lines[0].startswith("# ")
     assert len(lines[0]) <= 120
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_every_recipe_has_its_control(experiment: str) -> None:
+    """`loss=ce` with a recipe learns from labels alone, and differs in nothing else."""
+    recipe, control = (load_config(f"experiment={experiment}", *more) for more in ([], ["loss=ce"]))
+
+    assert recipe.loss.soft_weight > 0
+    assert (control.loss.kind, control.loss.soft_weight) == ("ce", 0)
+    assert recipe.model_copy(update={"loss": control.loss}) == control
+
+
+def test_the_control_takes_no_teacher_s_settings() -> None:
+    """`loss=ce` with a temperature or a weight is refused: it would be no control."""
+    for word in ("loss.T=2", "loss.beta=1", "loss.alpha=0.5"):
+        with pytest.raises(ConfigError, match=f"no setting '{word.partition('=')[0]}'"):
+            load_config("loss=ce", word)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import pickle
 import struct
+import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -544,6 +545,27 @@ def test_cifar_file_with_a_wrong_checksum_is_never_unpickled(
         load_data(config("cifar10", root=str(cifar10)))
     assert (cifar10 / "data_batch_3").read_bytes() not in seen
     assert len(seen) == 2
+
+
+def test_cifar_is_downloaded_without_unpickling(
+    cifar10: Path, offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is checked against its md5 and unpacked; only the reader that runs no code reads it."""
+
+    def download(url: str, root: str, filename: str, md5: str) -> None:
+        assert (url, md5) == (datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5)
+        with tarfile.open(Path(root, filename), "w:gz") as archive:
+            archive.add(cifar10, cifar10.name)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("unpickled by another reader")
+
+    monkeypatch.setattr(datasets.utils, "download_url", download)
+    monkeypatch.setattr(pickle, "load", refuse)
+    assert len(load_data(config("cifar10", download=True)).test) == 30
+    assert sorted(path.name for path in offline.rglob("*")) == sorted(
+        [cifar10.name, *(path.name for path in cifar10.iterdir())]
+    )
 
 
 def test_cifar_pickle_cannot_run_code(cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,10 @@ spec.loader.exec_module(readme)
 
 
 def shape(text: str) -> list[str]:
-    """Lines with numbers, keys and times taken out: those differ from machine to machine."""
+    """Lines without scores, seconds and keys, which differ from machine to machine; whole numbers stay."""
     text = re.sub(r"[0-9a-f]{12}\b|sweep_[\d_-]+", "KEY", text)
-    text = re.sub(r"\d[\d.,]*", "#", text)
+    text = re.sub(r"\d[\d,]*\.\d+", "#", text)
+    text = re.sub(r"# \+- #", "#", text)  # no spread is shown where there is none
     return [re.sub(r"\s+", " ", line).strip() for line in text.splitlines() if line.strip()]
 
 

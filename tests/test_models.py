@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdistill.config.models import MODELS
 from kdistill.errors import ModelError
 from kdistill.models import BUILDERS, Classifier, build_classifier, build_network, check_name, normalisation
+from kdistill.models.external import arguments
 
 #: parameters that keep every own architecture small
 SMALL: dict[str, dict[str, Any]] = {name: {"width": 4} for name in BUILDERS}
@@ -200,7 +201,6 @@ def test_an_unknown_name_gets_near_matches(name: str, text: str) -> None:
         ("resnet20", {"widht": 8}, "resnet20 has no parameter 'widht'. Did you mean 'width'? It has: width"),
         ("torchvision/resnet18", {"foo": 1}, "torchvision/resnet18 has no parameter 'foo'"),
         ("torchvision/resnet18", {"num_classes": 3}, "params.num_classes cannot be set"),
-        ("torchvision/resnet18", {"weights": "DEFAULT"}, "params.weights cannot be set"),
         ("torchvision/vit_b_16", {}, "torchvision/vit_b_16 cannot be built so: Input shape indivisible"),
     ],
 )
@@ -209,6 +209,21 @@ def test_wrong_parameters_are_named(name: str, params: dict[str, Any], text: str
     with pytest.raises(ModelError) as error:
         build_network(name, params, classes=10, channels=3, image_size=(30, 30))
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "param",
+    ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "weights"],
+)
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
+def test_weights_come_by_one_way_only(name: str, param: str) -> None:
+    """A builder's own parameters for weights would get past the checks of the file and the teacher's key."""
+    with pytest.raises(ModelError) as error:
+        arguments(name, {param: "some.pth"}, classes=10, channels=3, image_size=(32, 32))
+    assert str(error.value) == (
+        f"{name}: params.{param} cannot be set, kdistill sets it itself:"
+        " use teacher.weights=FILE, or student.weights=FILE"
+    )
 
 
 def test_own_networks_have_no_published_weights() -> None:

@@ -161,15 +161,27 @@ print(json.dumps((255 * (use.preprocess(Image.open(sys.argv[1])) * std + mean)).
 """
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("RGB", "jpg")])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("RGB", "png"),
+        ("RGBA", "png"),
+        ("L", "png"),
+        ("LA", "png"),
+        ("I;16", "png"),
+        ("I;16", "tif"),
+        ("RGB", "jpg"),
+    ],
+)
 def test_images_are_prepared_as_in_training(tmp_path: Path, mode: str, suffix: str) -> None:
     """The folder's own preprocess gives the pixels that an image folder gives in training: centre, resized."""
     folder = tmp_path / "student"
     folder.mkdir()
     make_student(folder, "cnn", {"channels": [4]}, 3, (16, 16))
-    noise = torch.randint(0, 256, (50, 70, len(mode)), generator=torch.Generator().manual_seed(0))
-    pixels = noise.to(torch.uint8).numpy()
-    Image.fromarray(pixels if len(mode) > 1 else pixels[:, :, 0], mode).save(tmp_path / f"image.{suffix}")
+    depth, bands = (65536, 1) if mode == "I;16" else (256, len(mode))
+    noise = torch.randint(0, depth, (50, 70, bands), generator=torch.Generator().manual_seed(0))
+    pixels = noise.numpy().astype("uint16" if mode == "I;16" else "uint8")
+    Image.fromarray(pixels if bands > 1 else pixels[:, :, 0]).save(tmp_path / f"image.{suffix}")
 
     alone = json.loads(run_alone(folder, "-c", PIXELS, str(tmp_path / f"image.{suffix}")))
 

@@ -79,7 +79,10 @@ def test_the_control_needs_no_teacher(tiny: Tiny) -> None:
 
     assert artifacts(config, "teacher") == []
     assert first.parents == {}
-    assert distill(tiny("loss=ce", "loss.T=9", "teacher.params.width=4")).folder == first.folder
+    assert (
+        distill(tiny("loss=kd", "loss.alpha=1", "loss.beta=0", "teacher.params.width=4")).folder
+        == first.folder
+    )
 
 
 def test_a_missing_teacher_names_the_command(tiny: Tiny) -> None:
@@ -320,3 +323,33 @@ def test_public_names() -> None:
     }  # fmt: skip
     for name in kdistill.__all__:
         assert getattr(kdistill, name) is not None
+
+
+def test_own_weights_may_bring_their_own_normalisation(tiny: Tiny, tmp_path: Path) -> None:
+    """teacher.mean and teacher.std replace what was measured on the data, in training and in the folder."""
+    config = tiny("teacher.mean=[0.5]", "teacher.std=[0.25]")
+    folder = train_teacher(config).folder
+    network = load_network(folder)
+
+    assert (network.mean.item(), network.std.item()) == (0.5, 0.25)
+    assert folder != train_teacher(tiny()).folder
+    with pytest.raises(ConfigError, match=r"teacher.mean has 3 channels, resnet8 takes 1 here"):
+        train_teacher(tiny("teacher.mean=[0.5,0.5,0.5]", "teacher.std=[1,1,1]"))
+    with pytest.raises(ConfigError, match="mean and std go together"):
+        tiny("teacher.mean=[0.5]")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["student.seed=1"], "kdistill run -m loss=kd,ce student.seed=0,1,2"),
+        (["loss.T=2", "student=cnn"], "kdistill run student=cnn loss=ce"),
+        (["loss=ce", "student=cnn"], "kdistill run student=cnn loss=kd"),
+    ],
+)
+def test_the_next_command_leads_to_an_honest_control(tiny: Tiny, words: list[str], expected: str) -> None:
+    """What is suggested after `run` composes, and its control has no teacher."""
+    config = tiny(*[word for word in words if word.startswith("loss")])
+    suggested = run_stage(config, words).message.rpartition("next: ")[2]
+
+    assert suggested == expected

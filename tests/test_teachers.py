@@ -102,6 +102,22 @@ def test_stored_in_float32_equals_live_bit_for_bit(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
+def test_stored_equals_live_with_two_threads_and_real_sizes(tiny: Callable[..., Config]) -> None:
+    """The same at 28 x 28 with ResNet-20, batches of 128 and two threads, as users run it."""
+    threads = torch.get_num_threads()
+    common = ("dataset.image_size=28", "dataset.samples=1200", "teacher=resnet20", "teacher.params.width=16")
+    common += ("teacher.epochs=1", "student.epochs=2", "student.batch_size=96", "soft_targets.batch_size=128")
+    common += ("soft_targets.dtype=float32", "device.threads=2")
+    try:
+        train_teacher(tiny(*common))
+        a, b = (student_weights(tiny(*common, f"soft_targets={mode}")) for mode in ("stored", "live"))
+    finally:
+        torch.set_num_threads(threads)
+
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_float16_targets_differ_by_their_rounding(tiny: Callable[..., Config]) -> None:
     """float16 keeps 11 bits: logits are off by less than one part in 2,000, and the student by little."""
     exact, half = tiny("soft_targets.dtype=float32"), tiny("soft_targets.dtype=float16")

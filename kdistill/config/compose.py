@@ -303,7 +303,8 @@ def _validated(cfg: DictConfig) -> tuple[Config | None, list[str]]:
     try:
         return Config.model_validate(data), []
     except ValidationError as ex:
-        return None, explain.validation_problems(ex, data)
+        words = OmegaConf.select(cfg, "hydra.overrides.task") or []
+        return None, [explain.from_experiment(text, words) for text in explain.validation_problems(ex, data)]
 
 
 def _without_missing(node: Any) -> Any:

@@ -134,6 +134,18 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def from_experiment(problem: str, words: Sequence[str]) -> str:
+    """Add where an unknown parameter comes from, if the override `experiment=NAME` brought it along."""
+    unknown = re.match(r"(teacher|student): \S+ has no parameter '(\w+)'", problem)
+    experiment = next((word for word in words if word.startswith("experiment=")), None)
+    if unknown is None or experiment is None:
+        return problem
+    role, name = unknown.groups()
+    if any(re.match(rf"\+*{role}\.params(\.{name})?=", word) for word in words):
+        return problem
+    return f"{problem} (set by {experiment}; take it out with ~{role}.params.{name})"
+
+
 # --- names: settings and options ---
 
 
@@ -248,7 +260,7 @@ def explain(ex: BaseException) -> str | None:
     if isinstance(ex, OverrideParseException):
         return unreadable(ex.override)
     if isinstance(ex, InterpolationResolutionError):
-        return re.sub(r"^\w+ raised while resolving interpolation: ", "", _first_line(ex))
+        return re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(ex))
     if isinstance(ex, yaml.MarkedYAMLError):
         mark = ex.problem_mark
         where = f"{mark.name}:{mark.line + 1}:{mark.column + 1}" if mark else "a config"
@@ -257,19 +269,20 @@ def explain(ex: BaseException) -> str | None:
         return "a list over a config group takes names of options, not numbers or null"
     if isinstance(ex, MissingConfigException):
         options = f"\nchoose from: {', '.join(ex.options)}" if ex.options else ""
-        return _first_line(ex) + options
+        return first_line(ex) + options
     twice = re.match(r"Multiple values for (\S+)\.", str(ex)) if isinstance(ex, HydraException) else None
     if twice:
         return f"{twice[1]} is chosen twice: write {twice[1]}=NAME once, without +"
     if isinstance(ex, HydraException):
         cause = ex.__cause__
-        lines = [_first_line(ex), _first_line(cause) if isinstance(cause, OmegaConfBaseException) else ""]
+        lines = [first_line(ex), first_line(cause) if isinstance(cause, OmegaConfBaseException) else ""]
         return ": ".join(line for line in lines if line)
     if isinstance(ex, OmegaConfBaseException):
         key = getattr(ex, "full_key", None)
-        return f"{key}: {_first_line(ex)}" if key else _first_line(ex)
+        return f"{key}: {first_line(ex)}" if key else first_line(ex)
     return None
 
 
-def _first_line(ex: BaseException) -> str:
+def first_line(ex: BaseException) -> str:
+    """The first line of an exception's text."""
     return str(ex).strip().partition("\n")[0]

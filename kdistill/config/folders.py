@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdistill.errors import ConfigError
 
 _user_dirs: list[Path] = []
+_on_command_line: list[str] = []
 
 
 def shipped_dir() -> Path:
@@ -24,11 +26,12 @@ def home_dir() -> Path:
     return Path.home() / ".config" / "kdistill"
 
 
-def use_folders(given: Sequence[str] = ()) -> None:
+def use_folders(given: Sequence[str] = (), *, remember: bool = False) -> None:
     """Set the user's folders: `--config-dir`, then KDISTILL_CONFIG_DIR, then ~/.config/kdistill.
 
     An earlier folder wins. A root config in one of them would replace the whole tree and is refused.
-    The current folder is not searched: it may belong to another project.
+    The current folder is not searched: it may belong to another project. With `remember` the given ones
+    are part of the commands that messages suggest.
     """
     from_env = [folder for folder in os.environ.get("KDISTILL_CONFIG_DIR", "").split(os.pathsep) if folder]
     named = [
@@ -49,10 +52,16 @@ def use_folders(given: Sequence[str] = ()) -> None:
                 f" Make it {folder / 'experiment' / 'NAME.yaml'} and choose it with experiment=NAME"
             )
     _user_dirs[:] = folders
+    _on_command_line[:] = given if remember else []
 
 
 def user_dirs() -> list[Path]:
     return list(_user_dirs)
+
+
+def on_command_line() -> list[str]:
+    """The folders given with `--config-dir`, as they were written there."""
+    return list(_on_command_line)
 
 
 def own_options_dir() -> Path:
@@ -68,4 +77,13 @@ def groups() -> dict[str, dict[str, Path]]:
             group, _, option = file.relative_to(folder).with_suffix("").as_posix().partition("/")
             if group != "hydra":
                 found.setdefault(group, {})[option] = file
-    return {group: dict(sorted(options.items())) for group, options in sorted(found.items())}
+    return {
+        group: {name: options[name] for name in sorted(options, key=_natural)}
+        for group, options in sorted(found.items())
+    }
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Order numbers in names by their size: resnet8 before resnet14."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

@@ -111,7 +111,21 @@ class Model(Training):
     name: str = Field(description="architecture: see `kdistill list models`")
     params: dict[str, Any] = Field(description="the architecture's own parameters, such as width")
     weights: str | None = Field(description="null: random; DEFAULT: published weights; or a file's path")
+    mean: list[float] | None = Field(
+        description="mean of each channel that the weights expect, for pixels in [0, 1]; null: the data's"
+    )
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(
+        description="standard deviation of each channel that the weights expect; null: the data's"
+    )
     seed: Seed = Field(description="seed of initialisation and order of the samples")
+
+    @model_validator(mode="after")
+    def _mean_with_std(self) -> Model:
+        if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
+            raise ValueError(
+                "mean and std go together, one number each per channel, for example mean=[0.5] std=[0.25]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _params_fit_name(self) -> Model:
@@ -194,6 +208,23 @@ class KDLoss(Section):
         return 1 - self.alpha if self.beta is None else self.beta
 
 
+class CELoss(Section):
+    """CE(student, labels) alone: the control, which no teacher reaches."""
+
+    kind: Literal["ce"]
+
+    @property
+    def alpha(self) -> float:
+        return 1.0
+
+    @property
+    def soft_weight(self) -> float:
+        return 0.0
+
+
+Loss = Annotated[KDLoss | CELoss, Field(discriminator="kind")]
+
+
 class SoftTargets(Section):
     mode: Literal["auto", "stored", "live"] = Field(
         description="stored: teacher logits from disk; live: the teacher runs in every step"
@@ -228,7 +259,7 @@ class Config(Section):
     dataset: Dataset
     teacher: Model
     student: Model
-    loss: KDLoss
+    loss: Loss
     soft_targets: SoftTargets
     finetune: Finetune
     device: Device

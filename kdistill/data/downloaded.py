@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
+from torchvision.datasets import utils
 
 from kdistill.config import schema
 from kdistill.data.splits import ArraySplit
@@ -133,7 +134,7 @@ def _download(config: schema.Downloaded) -> None:
                 contextlib.redirect_stdout(sys.stderr),
                 warnings.catch_warnings(action="ignore"),
             ):
-                _READERS[config.name](partial, download=True)
+                _fetch(_READERS[config.name], partial)
             inner = _inner_folder(config.name)
             (place / inner).mkdir(parents=True, exist_ok=True)
             for file in (Path(partial) / inner).iterdir():
@@ -142,6 +143,13 @@ def _download(config: schema.Downloaded) -> None:
         cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         cause = re.sub(r"<urlopen error (\[Errno -?\d+\] )?(.*)>", r"\2", cause)
         raise DataError(_missing(config, f"the download failed ({cause})")) from error
+
+
+def _fetch(reader: Any, folder: str) -> None:
+    if issubclass(reader, datasets.MNIST):
+        reader(folder, download=True)
+    else:  # CIFAR's reader would unpickle the files, with whatever is in them
+        utils.download_and_extract_archive(reader.url, folder, filename=reader.filename, md5=reader.tgz_md5)
 
 
 @contextlib.contextmanager

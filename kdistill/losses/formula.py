@@ -9,7 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdistill.config.schema import KDLoss
+from kdistill.config.schema import CELoss, KDLoss
 from kdistill.losses.soft import kd_loss
 
 #: (student_logits [N, K], teacher_logits [N, K]) -> scalar
@@ -48,8 +48,10 @@ class Objective:
         return terms
 
 
-def build_objective(loss: KDLoss, label_smoothing: float) -> Objective:
+def build_objective(loss: KDLoss | CELoss, label_smoothing: float) -> Objective:
     """The objective that a checked `loss` section describes."""
+    if isinstance(loss, CELoss):
+        return Objective(label_smoothing=label_smoothing)
     return Objective(
         alpha=loss.alpha,
         beta=loss.soft_weight,

@@ -23,6 +23,16 @@ log = logging.getLogger("kdistill")
 
 #: these two renormalise their input when they have published weights; kdistill leaves that to the Classifier
 _RENORMALISING = ("googlenet", "inception_v3")
+#: what the builders know about weights: those come by `weights` alone, where their file is checked
+_ABOUT_WEIGHTS = (
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "progress",
+    "weights",
+)
 
 
 def build(
@@ -74,6 +84,11 @@ def arguments(
     name: str, params: Mapping[str, Any], *, classes: int, channels: int, image_size: tuple[int, int]
 ) -> dict[str, Any]:
     """All keyword arguments of the library's builder: what kdistill sets, and the user's `params`."""
+    if about := sorted(params.keys() & set(_ABOUT_WEIGHTS)):
+        raise ModelError(
+            f"{name}: params.{about[0]} cannot be set, kdistill sets it itself:"
+            " use teacher.weights=FILE, or student.weights=FILE"
+        )
     family, _, rest = name.partition("/")
     fixed: dict[str, Any] = {"num_classes": classes}
     if family == "timm":
@@ -81,11 +96,9 @@ def arguments(
         published = _timm(name).get_pretrained_cfg(rest)
         if published is not None and published.fixed_input_size:
             fixed["img_size"] = list(image_size)
-        reserved = fixed.keys() | {"pretrained"}
     else:
         fixed |= _torchvision_arguments(name, channels, image_size)
-        reserved = fixed.keys() | {"weights", "progress"}
-    if clash := sorted(reserved & params.keys()):
+    if clash := sorted(fixed.keys() & params.keys()):
         raise ModelError(f"{name}: params.{clash[0]} cannot be set, kdistill sets it itself")
     return {**fixed, **params}
 

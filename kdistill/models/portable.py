@@ -68,6 +68,10 @@ def preprocess(image: Image.Image) -> torch.Tensor:
     height, width = MODEL["image_size"]
     image.draft(None, (2 * width, 2 * height))
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers, of unknown range")
+    if image.mode == "I" or image.mode.startswith("I;"):
+        image = image.convert("I").point(lambda value: value / 256).convert("L")  # 16 bits: the upper 8
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -12,7 +12,7 @@ from kdistill.models import check_name
 from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
 from kdistill.stages.distill import distill
-from kdistill.stages.finetune import finetune
+from kdistill.stages.finetune import check_epochs, finetune
 from kdistill.stages.job import Job, Role
 from kdistill.stages.pipeline import run
 from kdistill.stages.soft_targets import make_soft_targets
@@ -66,6 +66,10 @@ def _check_job(job: Job, tried: set[str]) -> None:
     stage = job.config.stage
     if stage in ("soft-targets", "distill") and job.identity.needs_teacher:
         job.require_teacher()
+    if stage == "finetune":
+        check_epochs(job.config.finetune)
+    if stage in ("finetune", "eval"):
+        job.require_student()
     for role in TRAINED.get(stage, ()):
         network = job.network_settings(role)
         if network not in tried and not job.is_trained(role):
@@ -126,7 +130,11 @@ def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
 
 
 def _next_command(job: Job) -> str:
-    """What a user may want to know next: does the temperature matter, and does the teacher help at all?"""
+    """What a user may want to know next: is the student better for its teacher?"""
+    free = [word for word in job.overrides if not word.startswith(("loss", "student.seed"))]
+    own_loss = any(word.startswith("loss.") for word in job.overrides)
+    if job.identity.needs_teacher and own_loss:
+        return job.command("run", [*free, "loss=ce"])
     if job.identity.needs_teacher:
-        return job.command("run") + " -m loss=kd,ce student.seed=0,1,2"
-    return job.command("run") + " -m loss.T=1,2,4,8"
+        return job.command("run", [*free, "-m", "loss=kd,ce", "student.seed=0,1,2"])
+    return job.command("run", [*free, "loss=kd"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdistill.artifacts import Artifact, Work
+from kdistill.config.schema import Finetune
 from kdistill.errors import ConfigError
 from kdistill.identity import key_of
 from kdistill.loop import TrainingData
@@ -13,10 +14,7 @@ from kdistill.stages.training import train_network
 
 def finetune(job: Job) -> Artifact:
     """Return the fine-tuned student; raises `MissingArtifact` when the student is not distilled."""
-    if job.config.finetune.epochs == 0:
-        raise ConfigError(
-            "finetune.epochs=0: there is nothing to fine-tune; set finetune.epochs, for example finetune.epochs=5"
-        )
+    check_epochs(job.config.finetune)
     student = job.require_student()
     parts = job.identity.finetuned
     return job.store.obtain(
@@ -40,3 +38,11 @@ def _train(job: Job, student: Artifact, work: Work) -> None:
     settings = job.config.finetune
     objective = Objective(label_smoothing=settings.label_smoothing)
     train_network(job, work, "student", settings, objective, data, start=student, title="fine-tuning")
+
+
+def check_epochs(settings: Finetune) -> None:
+    """Raise `ConfigError` when there is nothing to do."""
+    if settings.epochs == 0:
+        raise ConfigError(
+            "finetune.epochs=0: there is nothing to fine-tune; set finetune.epochs, for example finetune.epochs=5"
+        )

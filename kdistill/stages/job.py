@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -11,14 +12,16 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from kdistill.artifacts import Artifact, ArtifactStore
+from kdistill.config import folders
 from kdistill.config.schema import Config, Dataset, Model
 from kdistill.data import Data, Views, load_data
 from kdistill.engine import Engine
-from kdistill.errors import MissingArtifact, ModelError, did_you_mean
+from kdistill.errors import ConfigError, MissingArtifact, ModelError, did_you_mean
 from kdistill.files import sha256_of
 from kdistill.identity import Identity, key_of
 from kdistill.models import Classifier, build_classifier, fit_state, load_state
 
+log = logging.getLogger("kdistill")
 Role = Literal["teacher", "student"]
 ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
@@ -68,7 +71,14 @@ class Job:
 
     def build(self, role: Role) -> Classifier:
         """A new network with random, published or the user's weights, by the config."""
+        section = self._section(role)
         network = self._network(role, load=True)
+        if section.weights not in (None, "DEFAULT") and section.mean is None:
+            log.info(
+                "%s: images are normalised as measured on the data; %s.mean and .std set what the weights expect",
+                role,
+                role,
+            )
         self.engine.place(network)
         return network
 
@@ -137,19 +147,22 @@ class Job:
             parents |= {"soft-targets": soft} if soft else {}
         return parents
 
-    def command(self, stage: str) -> str:
-        """The command line of another stage of this job."""
-        words = [word for word in self.overrides if not word.startswith("stage=")]
+    def command(self, stage: str, words: Sequence[str] | None = None) -> str:
+        """The command line of another stage of this job, or of one with other `words`."""
+        words = [
+            word for word in (self.overrides if words is None else words) if not word.startswith("stage=")
+        ]
         if stage == "train-teacher":
             words = [word for word in words if not word.lstrip("+~").startswith(_NOT_THE_TEACHERS)]
-        return shlex.join(["kdistill", stage, *words])
+        dirs = [part for folder in folders.on_command_line() for part in ("--config-dir", folder)]
+        return shlex.join(["kdistill", stage, *dirs, *words])
 
     def label(self, role: Role) -> str:
         return self._section(role).name.replace("/", "-")
 
     def _network(self, role: Role, *, load: bool) -> Classifier:
         section, data = self._section(role), self.data
-        return build_classifier(
+        network = build_classifier(
             section.name,
             section.params,
             classes=len(data.classes),
@@ -160,6 +173,13 @@ class Job:
             weights=section.weights,
             load=load,
         )
+        if section.mean is None or section.std is None:
+            return network
+        if len(section.mean) != len(network.mean):
+            raise ConfigError(
+                f"{role}.mean has {len(section.mean)} channels, {section.name} takes {len(network.mean)} here"
+            )
+        return Classifier(network.net, section.mean, section.std)
 
     def _section(self, role: Role) -> Model:
         return self.config.teacher if role == "teacher" else self.config.student

@@ -26,6 +26,7 @@ from kdistill.teachers import LiveTeacher
 
 log = logging.getLogger("kdistill")
 CHECKPOINT_SECONDS = 30
+STOPPED = "stopped; the state is saved: give the same command again to go on"
 
 
 def make_soft_targets(job: Job) -> Artifact:
@@ -82,12 +83,14 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
                 if stop or time.monotonic() - last_saved > CHECKPOINT_SECONDS:
                     save(view, int(indices[-1]) + 1)
                 if stop:
-                    raise Interrupted("stopped; the state is saved: give the same command again to go on")
+                    raise Interrupted(STOPPED)
             save(view + 1, 0)
+            if stop:
+                raise Interrupted(STOPPED)
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
 
     sync(path)
-    work.payload = ["logits.npy"]
+    work.payload = "logits.npy"
     work.about = {
         "model": job.config.teacher.name,
         "dataset": job.config.dataset.name,

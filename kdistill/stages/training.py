@@ -58,7 +58,7 @@ def train_network(
         std=network.std.flatten().tolist(),
     )
     sync(work.folder)
-    work.payload = ["model.safetensors"]
+    work.payload = "model.safetensors"
     work.about = describe(job, role, network) | {
         "validation": fitted.scores,
         "epochs": len(fitted.history),

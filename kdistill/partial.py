@@ -1,0 +1,125 @@
+"""An artifact in the making: its folder, its checkpoint, and the steps that finish it, each safe against a kill.
+
+`<label>-<key>.partial/` becomes `<label>-<key>/` by one rename, after its manifest is written; a folder on
+its way out is first renamed to `.replaced`. So whatever is cut off, no half folder has a whole one's name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdistill.files import load_state, save_state, sha256_of, sync, write_bytes, write_json
+
+log = logging.getLogger("kdistill")
+
+#: files of the making, gone from a finished artifact: state to resume from, and the parents it belongs to
+SCAFFOLD = ("checkpoint", "origin.json")
+
+
+@dataclass
+class Work:
+    """An artifact in the making: a folder to write to, a checkpoint to resume from."""
+
+    folder: Path
+    payload: str = ""
+    """Name of the file whose checksum is the digest, to be set; others (logs, notes) may differ between runs."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the manifest says beyond keys and checksums: metrics, seconds, sizes."""
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state that a killed run left behind; None when there is none, or it is damaged."""
+        path = self.folder / "checkpoint"
+        state = load_state(path)
+        if state is None and path.exists():
+            log.warning("%s is damaged: starting over", path)
+        return state
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        save_state(self.folder / "checkpoint", state)
+
+    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
+        write_bytes(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = {name: version(name) for name in ("kdistill", "torch", "torchvision", "numpy")}
+    return {"python": platform.python_version(), **packages}
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
+def prepare_partial(final: Path, origin: dict[str, Any]) -> Path:
+    """The folder to work in; what a cut-off run left there is kept only if it has the same origin."""
+    partial = final.with_name(final.name + ".partial")
+    if partial.exists() and (reason := _other_origin(partial, origin)):
+        log.warning("%s starts over: %s", partial, reason)
+        discard(partial)
+    if not finished(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        write_json(partial / "origin.json", origin)
+    return partial
+
+
+def _other_origin(partial: Path, origin: dict[str, Any]) -> str:
+    """Why a cut-off run cannot be gone on with: other parents or versions; empty if it can."""
+    try:
+        name = "manifest.json" if finished(partial) else "origin.json"
+        begun = json.loads((partial / name).read_text())
+        parents, then = begun["parents"], begun["versions"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return "it does not say what it was begun from"
+    if parents != origin["parents"]:
+        return "what it was begun from has been made anew"
+    changed = [f"{k} {then.get(k)}, now {v}" for k, v in origin["versions"].items() if then.get(k) != v]
+    return f"it was begun with {'; '.join(changed)}" if changed else ""
+
+
+def write_manifest(work: Work, what: dict[str, Any], origin: dict[str, Any]) -> None:
+    assert work.payload, "make(work) must set work.payload"
+    apart = (*SCAFFOLD, "manifest.json")
+    files = sorted(p for p in work.folder.iterdir() if p.name not in apart and p.suffix != ".new")
+    entries = {p.name: {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in files}
+    for path in files:
+        sync(path)
+    manifest = {
+        **what,
+        "digest": entries[work.payload]["sha256"],
+        **work.about,
+        **origin,
+        "files": entries,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(work.folder / "manifest.json", manifest)
+
+
+def replace(final: Path, partial: Path) -> None:
+    """Give a complete folder its name, with nothing in it but what the manifest lists."""
+    for path in (*(partial / name for name in SCAFFOLD), *partial.glob("*.new")):
+        path.unlink(missing_ok=True)
+    replaced = set_aside(final)
+    partial.rename(final)
+    sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    aside = folder.with_name(folder.name + ".replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    return aside
+
+
+def discard(folder: Path) -> None:
+    shutil.rmtree(folder if folder.suffix == ".replaced" else set_aside(folder))
