@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdistill import helptext
-from kdistill.errors import ConfigError, Interrupted, KdistillError, did_you_mean
+from kdistill.errors import ConfigError, Interrupted, KdistillError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from kdistill.config.compose import Plan
@@ -298,7 +298,7 @@ def _report(ex: Exception) -> int:
         traceback.print_exc()
     if isinstance(ex, KdistillError):
         return _fail(str(ex), ex.exit_code)
-    from kdistill.config.explain import explain, first_line
+    from kdistill.config.explain import explain
 
     text = explain(ex)
     if text is not None:

@@ -72,3 +72,8 @@ def did_you_mean(word: str, candidates: Iterable[str], limit: int = 2) -> str:
     """Return ` Did you mean 'a' or 'b'?` for the nearest candidates, or an empty string."""
     near = difflib.get_close_matches(word, list(candidates), n=limit, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def first_line(ex: BaseException) -> str:
+    """The first line of an exception's text without its full stop, for one-line messages; its class if it has none."""
+    return (str(ex).strip() or type(ex).__name__).splitlines()[0].rstrip(".")

@@ -16,9 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdistill.config.compose import users_words, validate
-from kdistill.config.explain import first_line
 from kdistill.console import debug
-from kdistill.errors import Interrupted, KdistillError, StorageError, UserError
+from kdistill.errors import Interrupted, KdistillError, StorageError, UserError, first_line
 
 if TYPE_CHECKING:
     from kdistill.records import Result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
@@ -18,7 +17,6 @@ from kdistill.errors import ModelError, StorageError
 from kdistill.models import (
     Match,
     build_network,
-    file_sha256,
     fit_state,
     load_state,
     load_weights,
@@ -61,12 +59,6 @@ def test_a_missing_folder_to_write_to_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write to"):
         save_weights(cnn(), tmp_path / "file" / "model.safetensors")
-
-
-def test_file_sha256_is_the_files(tmp_path: Path) -> None:
-    """The checksum is the one that `sha256sum` prints."""
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
 
 
 @pytest.mark.parametrize(

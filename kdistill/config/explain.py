@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from kdistill.config.models import FAMILIES
 from kdistill.config.schema import Config
-from kdistill.errors import did_you_mean
+from kdistill.errors import did_you_mean, first_line
 
 # --- values: pydantic ---
 
@@ -281,8 +281,3 @@ def explain(ex: BaseException) -> str | None:
         key = getattr(ex, "full_key", None)
         return f"{key}: {first_line(ex)}" if key else first_line(ex)
     return None
-
-
-def first_line(ex: BaseException) -> str:
-    """The first line of an exception's text."""
-    return str(ex).strip().partition("\n")[0]

@@ -3,7 +3,7 @@
 from kdistill.models.build import BUILDERS, build_network, check_name, normalisation
 from kdistill.models.classifier import Classifier, build_classifier
 from kdistill.models.portable import write_portable
-from kdistill.models.weights import Match, file_sha256, fit_state, load_state, load_weights, save_weights
+from kdistill.models.weights import Match, fit_state, load_state, load_weights, save_weights
 
 __all__ = [
     "BUILDERS",
@@ -12,7 +12,6 @@ __all__ = [
     "build_classifier",
     "build_network",
     "check_name",
-    "file_sha256",
     "fit_state",
     "load_state",
     "load_weights",

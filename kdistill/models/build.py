@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kdistill.config.models import FAMILIES, check_params
-from kdistill.errors import ModelError, did_you_mean
+from kdistill.errors import ModelError, did_you_mean, first_line
 from kdistill.models import cnn, external, mlp, resnet, wrn
-from kdistill.models.weights import first_line, load_weights
+from kdistill.models.weights import load_weights
 
 #: name -> `build(name, params, *, classes, channels, image_size)`; each module's source is self-contained
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdistill.errors import ModelError, did_you_mean
-from kdistill.models.weights import first_line, fit_state, load_weights
+from kdistill.errors import ModelError, did_you_mean, first_line
+from kdistill.models.weights import fit_state, load_weights
 
 log = logging.getLogger("kdistill")
 

@@ -17,10 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdistill.errors import ModelError, did_you_mean
-from kdistill.files import sha256_of as file_sha256
 from kdistill.files import storage_errors, write_bytes
 
-__all__ = ["Match", "file_sha256", "fit_state", "load_state", "load_weights", "save_weights", "strip_prefix"]
+__all__ = ["Match", "fit_state", "load_state", "load_weights", "save_weights", "strip_prefix"]
 
 log = logging.getLogger("kdistill")
 
@@ -175,11 +174,6 @@ def _unreadable(path: Path, ex: Exception) -> str:
             " Save the tensors alone, torch.save(network.state_dict(), PATH), or as safetensors"
         )
     return f"{path} is no file of weights, or is cut off; expected safetensors or torch.save of a state dict"
-
-
-def first_line(ex: Exception) -> str:
-    """The first line of an exception's text, for one-line messages."""
-    return (str(ex).strip() or type(ex).__name__).splitlines()[0].rstrip(".")
 
 
 def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], optional: set[str], source: str) -> str:
