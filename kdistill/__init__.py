@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from kdistill.errors import KdistillError
     from kdistill.losses import kd_loss
+    from kdistill.plugins import register_loss
 
 __version__ = version("kdistill")
 
@@ -38,6 +39,7 @@ _PUBLIC = {
     "load_config": "kdistill.api",
     "load_network": "kdistill.api",
     "make_soft_targets": "kdistill.api",
+    "register_loss": "kdistill.plugins",
     "run": "kdistill.api",
     "train_teacher": "kdistill.api",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "load_config",
     "load_network",
     "make_soft_targets",
+    "register_loss",
     "run",
     "train_teacher",
 ]

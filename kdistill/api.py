@@ -12,7 +12,8 @@ from kdistill.config import folders
 from kdistill.config.compose import plan
 from kdistill.config.schema import Config
 from kdistill.errors import UserError
-from kdistill.models import Classifier, build_classifier, fit_state, load_state
+from kdistill.models import Classifier, fit_state, load_state, rebuild
+from kdistill.stages.command import check_before
 from kdistill.stages.distill import distill as _distill
 from kdistill.stages.evaluate import evaluate as _evaluate
 from kdistill.stages.finetune import finetune as _finetune
@@ -44,22 +45,22 @@ def load_config(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Conf
 
 def train_teacher(config: Config) -> Artifact:
     """Train the teacher, or return it when it is there already."""
-    return _train_teacher(Job(config))
+    return _train_teacher(Job.open(config))
 
 
 def make_soft_targets(config: Config) -> Artifact:
     """Store the teacher's logits; raises `MissingArtifact` without a teacher."""
-    return _make_soft_targets(Job(config))
+    return _make_soft_targets(Job.open(config))
 
 
 def distill(config: Config) -> Artifact:
     """Train the student on soft targets and labels; raises `MissingArtifact` without a teacher."""
-    return _distill(Job(config))
+    return _distill(Job.open(config))
 
 
 def finetune(config: Config) -> Artifact:
     """Fine-tune the distilled student on the labels; raises `MissingArtifact` without a student."""
-    return _finetune(Job(config))
+    return _finetune(Job.open(config))
 
 
 def evaluate(config: Config) -> dict[str, dict[str, Any]]:
@@ -67,12 +68,16 @@ def evaluate(config: Config) -> dict[str, dict[str, Any]]:
 
     `top1`, `ece` and `agreement` are shares in [0, 1], `nll` is in nats, `bytes` is the file's size.
     """
-    return _evaluate(Job(config))
+    return _evaluate(Job.open(config))
 
 
 def run(config: Config) -> dict[str, dict[str, Any]]:
-    """All stages in order, building what is missing; returns what `evaluate` returns."""
-    return _run(Job(config))
+    """All stages in order, building what is missing; returns what `evaluate` returns.
+
+    What cannot work together is refused before any training.
+    """
+    check_before([config])
+    return _run(Job.open(config))
 
 
 def load_network(folder: str | Path) -> Classifier:
@@ -84,16 +89,7 @@ def load_network(folder: str | Path) -> Classifier:
     artifact = Artifact(Path(folder))
     if not (artifact.folder / "model.json").is_file():
         raise UserError(f"{folder} does not hold a trained network: there is no model.json in it")
-    about = json.loads(artifact.file("model.json").read_text())
-    network = build_classifier(
-        about["name"],
-        about["params"],
-        classes=len(about["classes"]),
-        channels=about["channels"],
-        image_size=tuple(about["image_size"]),
-        mean=about["mean"],
-        std=about["std"],
-    )
+    network = rebuild(json.loads(artifact.file("model.json").read_text()))
     path = artifact.file("model.safetensors")
     fit_state(network.net, load_state(path), str(path))
     return network.eval()

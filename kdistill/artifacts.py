@@ -89,12 +89,18 @@ class Artifact:
 
     @property
     def parents(self) -> dict[str, dict[str, str]]:
-        """What it was made from: kind -> {"name", "digest"}."""
+        """What it was made from: role -> {"name", "digest", "kind"}; the role is mostly the kind."""
         return dict(self.manifest["parents"])
 
     @property
     def bytes(self) -> int:
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of the file that `digest` is the checksum of."""
+        entries = self.manifest["files"].values()
+        return next((entry["bytes"] for entry in entries if entry["sha256"] == self.digest), 0)
 
     def file(self, name: str) -> Path:
         """Path of one of the files, after its size and checksum were verified; raises `DamagedArtifact`."""
@@ -194,8 +200,10 @@ class ArtifactStore:
 
         A parent that is gone or damaged says nothing.
         """
-        folders = {kind: self.root / kind / pin["name"] for kind, pin in artifact.parents.items()}
-        present = {k: p for k, folder in folders.items() if not (p := Artifact(folder)).is_damaged}
+        folders = {
+            role: self.root / kind_of(role, pin) / pin["name"] for role, pin in artifact.parents.items()
+        }
+        present = {r: p for r, folder in folders.items() if not (p := Artifact(folder)).is_damaged}
         return bool(_rebuilt(artifact, present)) or any(map(self.is_stale, present.values()))
 
     def unfinished(self) -> Iterator[Path]:
@@ -282,11 +290,19 @@ def _key_in(folder: Path) -> str:
     return folder.name.removesuffix(".replaced").removesuffix(".partial").rpartition("-")[2]
 
 
+def kind_of(role: str, pin: Mapping[str, str]) -> str:
+    """The kind of a parent: a student may have the role of a teacher."""
+    return pin.get("kind", role)
+
+
 def _pins(parents: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:
-    return {kind: {"name": parent.folder.name, "digest": parent.digest} for kind, parent in parents.items()}
+    return {
+        role: {"name": parent.folder.name, "digest": parent.digest, "kind": parent.kind}
+        for role, parent in parents.items()
+    }
 
 
 def _rebuilt(artifact: Artifact, parents: Mapping[str, Artifact]) -> list[str]:
-    """Kinds of the parents that have other content than the artifact was made from."""
+    """Roles of the parents that have other content than the artifact was made from."""
     pins = artifact.parents
-    return [kind for kind, p in parents.items() if kind in pins and pins[kind]["digest"] != p.digest]
+    return [role for role, p in parents.items() if role in pins and pins[role]["digest"] != p.digest]

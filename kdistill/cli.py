@@ -11,50 +11,15 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdistill import helptext
+from kdistill import helptext, plugins
 from kdistill.errors import ConfigError, Interrupted, KdistillError, did_you_mean, first_line
+from kdistill.words import Words, parse
 
 if TYPE_CHECKING:
     from kdistill.config.compose import Plan
-
-INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
-#: option -> what follows it: nothing, any word, or one of these words
-FLAGS: dict[str, str | list[str] | None] = {
-    "--multirun": None,
-    "--cfg": ["job", "hydra", "all"],
-    "--resolve": None,
-    "--package": "KEY",
-    "--info": INFO,
-    "--config-dir": "DIR",
-    "--help": None,
-    "--version": None,
-}
-SHORT = {
-    "-m": "--multirun",
-    "-c": "--cfg",
-    "-p": "--package",
-    "-i": "--info",
-    "-h": "--help",
-    "-cd": "--config-dir",
-}
-
-
-@dataclass
-class Words:
-    """A command line, taken apart; options may stand anywhere."""
-
-    command: str = ""
-    rest: list[str] = field(default_factory=list)
-    flags: dict[str, str] = field(default_factory=dict)
-    config_dirs: list[str] = field(default_factory=list)
-
-    @property
-    def only_shows(self) -> bool:
-        return "--cfg" in self.flags or "--info" in self.flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,57 +65,15 @@ def _dispatch(argv: list[str]) -> int:
     from kdistill.config import folders
 
     folders.use_folders(words.config_dirs, remember=True)
-    if words.command == "list":
-        from kdistill import listing
-
-        return _say(helptext.list_help()) if "--help" in words.flags else listing.main(words.rest)
+    plugins.forget()
+    for file in words.trusted:
+        plugins.trust(file)
+    if words.command in helptext.TOOLS:
+        return _say(helptext.TOOL_HELP[words.command]) if "--help" in words.flags else _tell(words)
     if "--help" in words.flags:
         groups = {group: list(options) for group, options in folders.groups().items()}
         return _say(helptext.stage_help(words.command, groups))
     return _show(words) if words.only_shows else _run(words)
-
-
-# --- words ---
-
-
-def parse(argv: Sequence[str]) -> Words:
-    """Take a command line apart; raises `ConfigError` for an unknown option or a wrong value of one."""
-    words = Words()
-    queue = list(argv)
-    while queue:
-        word = queue.pop(0)
-        if not word.startswith("-") or words.command == "artifacts":  # which has options of its own
-            if words.command:
-                words.rest.append(word)
-            else:
-                words.command = word
-            continue
-        name, equals, value = word.partition("=")
-        name = SHORT.get(name, name)
-        if name not in FLAGS:
-            near = did_you_mean(name, [*FLAGS, *SHORT])
-            raise ConfigError(f"unknown option {name!r}.{near}\noptions: {', '.join(FLAGS)}")
-        expected = FLAGS[name]
-        if expected is None and equals:
-            raise ConfigError(f"{name} takes no value")
-        if expected is not None and not equals:
-            # What follows --info is optional.
-            takes_next = queue and (name != "--info" or queue[0] in INFO)
-            value = queue.pop(0) if takes_next else "all" if name == "--info" else ""
-        _check_value(name, value)
-        if name == "--config-dir":
-            words.config_dirs.append(value)
-        words.flags[name] = value
-    return words
-
-
-def _check_value(name: str, value: str) -> None:
-    expected = FLAGS[name]
-    if isinstance(expected, list) and value not in expected:
-        got = f"got {value!r}.{did_you_mean(value, expected)}" if value else "got nothing"
-        raise ConfigError(f"{name} needs one of {', '.join(expected)}; {got}")
-    if isinstance(expected, str) and (not value or value.startswith("-")):
-        raise ConfigError(f"{name} needs a value: {name} {expected}")
 
 
 def _check_command(words: Words) -> None:
@@ -173,6 +96,12 @@ def _check_command(words: Words) -> None:
 # --- commands ---
 
 
+def _tell(words: Words) -> int:
+    from kdistill import explaining, listing
+
+    return explaining.main(words.rest) if words.command == "explain" else listing.main(words.rest)
+
+
 def _show(words: Words) -> int:
     from omegaconf import OmegaConf
 
@@ -187,7 +116,7 @@ def _show(words: Words) -> int:
     flags = [
         part
         for name, value in words.flags.items()
-        if name != "--config-dir"
+        if name not in ("--config-dir", "--trust")
         for part in (name, value)
         if part
     ]

@@ -10,11 +10,11 @@ import re
 import sys
 from collections.abc import Sequence
 
-from kdistill.cli import FLAGS, SHORT
 from kdistill.config import folders
 from kdistill.console import say
 from kdistill.errors import ConfigError, KdistillError, did_you_mean
 from kdistill.helptext import COMMANDS, STAGES
+from kdistill.words import FLAGS, SHORT
 
 # bash cuts words at = @ and : as well, and replaces only what follows the last cut.
 BASH = """\
@@ -79,13 +79,17 @@ def complete(line: str) -> list[str]:
     command = next((name for name in words if name in COMMANDS), None)
     if command is None:
         return [f"{name} " for name in _starting(word, COMMANDS)]
-    if command == "list":
+    if command == "explain":
+        from kdistill.config.methods import METHODS
+
+        return _starting(word, list(METHODS))
+    if command == "list" and "layers" not in words:
         from kdistill.listing import KINDS
 
         return _starting(word, KINDS)
     if command == "artifacts":
         return _starting(word, ["list", "rm", "gc", "runs="])
-    if command in STAGES:
+    if command in STAGES or command == "list":
         overrides = [other for other in words if "=" in other]
         return sorted({*_mounted(word), *_from_hydra(word, overrides)})
     return []

@@ -87,8 +87,26 @@ STAGES = {
 }
 
 TOOLS = {
-    "list": "what can be chosen: teachers, students, models, datasets, losses, experiments, artifacts",
+    "list": "what can be chosen: teachers, students, datasets, losses, layers, artifacts and more",
+    "explain": "a method: its formula, paper, what it needs, when to use it, its settings",
     "artifacts": "what is on disk: list, rm KEY..., gc",
+}
+
+#: what `kdistill list --help` and `kdistill explain --help` say
+TOOL_HELP = {
+    "list": f"""\
+kdistill list [KIND]: {TOOLS["list"]}
+
+  kdistill list                                    an overview
+  kdistill list students                           one line about each
+  kdistill list layers teacher=resnet20 student=cnn
+                                                   both networks' layers that feature losses can compare""",
+    "explain": f"""\
+kdistill explain [METHOD]: {TOOLS["explain"]}
+
+  kdistill explain                                 all methods, a line about each
+  kdistill explain dkd                             all about one of them
+  kdistill explain --trust my_loss.py mine         a loss of your own""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]
@@ -102,6 +120,7 @@ OPTIONS = """\
                          plugins, searchpath
       --config-dir DIR   add a folder of configs; its options come before the shipped ones
                          (may be repeated; also KDISTILL_CONFIG_DIR, ~/.config/kdistill)
+      --trust FILE.py    run a Python file of yours, whose losses become options (may be repeated)
   -h, --help             this text; after a stage: what it does, and all config groups
       --version          print the version
   -sc install=bash|zsh   completion with the Tab key: eval "$(kdistill -sc install=bash)\""""
@@ -156,14 +175,6 @@ config groups (choose with group=option):
 
 `kdistill {name} --cfg job` shows every setting, `--cfg job -p student.optim` a part of them;
 `kdistill list` says a line about each option; `kdistill --help` shows the options of the command line."""
-
-
-def list_help() -> str:
-    return f"""\
-kdistill list [KIND]: {TOOLS["list"]}
-
-  kdistill list             an overview
-  kdistill list students    one line about each"""
 
 
 def _group(group: str, names: list[str]) -> str:

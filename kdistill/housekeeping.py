@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kdistill.artifacts import Artifact, ArtifactStore
+from kdistill.artifacts import Artifact, ArtifactStore, kind_of
 from kdistill.console import say, show_table
 from kdistill.errors import DamagedArtifact, UserError, did_you_mean
 from kdistill.files import storage_errors
@@ -126,9 +126,10 @@ def _lookup(store: ArtifactStore, key: str) -> Artifact:
 def _with_dependants(store: ArtifactStore, artifacts: Iterable[Artifact]) -> list[Artifact]:
     """The artifacts and everything that was made from them, parents first."""
     chosen = {(a.kind, a.folder.name) for a in artifacts}
-    everything = store.all()  # parents come before their children
+    # in the order of their making: parents come before their children
+    everything = sorted(store.all(), key=lambda a: "" if a.is_damaged else a.manifest["created"])
     for artifact in everything:
-        if any((kind, pin["name"]) in chosen for kind, pin in _parents(artifact).items()):
+        if any((kind_of(role, pin), pin["name"]) in chosen for role, pin in _parents(artifact).items()):
             chosen.add((artifact.kind, artifact.folder.name))
     return [a for a in everything if (a.kind, a.folder.name) in chosen]
 
@@ -140,6 +141,11 @@ def _parents(artifact: Artifact) -> dict[str, dict[str, str]]:
         return {}
 
 
+#: what a network is known by, for each task
+HEADLINES = ("top1", "map", "r2")
+
+
 def _score(artifact: Artifact) -> str:
     scores = artifact.manifest.get("validation")
-    return f"{100 * scores['top1']:.2f}" if scores else "-"
+    best = next((scores[name] for name in HEADLINES if name in scores), None) if scores else None
+    return "-" if best is None else f"{100 * best:.2f}"

@@ -11,26 +11,54 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
-from kdistill.config.models import check_params
+from kdistill import plugins
+from kdistill.config.losses import OwnLoss
+from kdistill.config.models import EnsembleParams, check_params
 from kdistill.config.schema import Config, Section
+from kdistill.config.section import Ramp, largest
 
 FORMAT = 1
+#: losses that have a weight for another term than the labels', but ask no teacher
+TEACHERLESS = ("dml", "teacher_free")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The keys of one config's artifacts, and what each was computed from."""
+    """The keys of one config's artifacts, and what each was computed from.
+
+    `previous` is the identity of the step before in a chain: its student is the teacher of this one.
+    `members` are those of an ensemble's members.
+    """
 
     config: Config
     fingerprint: str  # of the training and validation data
     precision: str
-    weights: dict[str, str]  # "teacher" / "student" -> sha256 of the user's own weights file, where given
+    weights: dict[str, str]  # "teacher" / "student" -> sha256 of the user's own weights, where given
+    unlabelled: str | None = None  # fingerprint of the unlabelled images of the transfer set
+    previous: Identity | None = None
+    members: Mapping[str, Identity] = field(default_factory=dict)
 
     @property
     def teacher(self) -> dict[str, Any]:
+        """What the teacher is made from. An ensemble has no artifact of its own; its members have."""
+        if self.previous is not None:
+            return self.previous.student
+        teacher = self.config.teacher
+        match teacher.kind:
+            case "estimator":
+                made_by = {"scikit-learn": metadata.version("scikit-learn")}  # its defaults change
+                given = {"params": teacher.params}  # null is a value of its own for an estimator
+                return {"data": self._data, "estimator": self._source("name", "seed") | given, **made_by}
+            case "folder" | "file":
+                return {"source": self._source("name", "params"), "content": self.weights["teacher"]}
+            case "ensemble":
+                members = {name: key_of(member.teacher) for name, member in self.members.items()}
+                return {"members": members, **_ensemble(teacher.params)}
         return {
             "data": self._data,
             "model": self._model("teacher"),
@@ -41,16 +69,21 @@ class Identity:
     def soft_targets(self) -> dict[str, Any]:
         """A view's pixels depend on the seed and the data; its logits also on batch size and precision."""
         soft = self.config.soft_targets
-        return {
+        parts = {
             "teacher": key_of(self.teacher),
             "precision": self.precision,
-            "views": self.views,
+            "views": self.teacher_views,
             **_plain(soft, exclude={"mode", "views"}),
         }
+        if self.previous is not None or self.config.teacher.kind in ("folder", "file"):
+            parts["data"] = self._data  # the teacher may come from other data
+        if self.unlabelled is not None:
+            parts["unlabelled"] = self.unlabelled
+        return parts
 
     @property
     def student(self) -> dict[str, Any]:
-        return {
+        parts: dict[str, Any] = {
             "data": self._data,
             "model": self._model("student"),
             "precision": self.precision,
@@ -58,6 +91,13 @@ class Identity:
             "loss": self._loss,
             "signal": self._signal,
         }
+        if self.unlabelled is not None:
+            parts["unlabelled"] = self.unlabelled
+        if self.config.mixing.kind != "none":
+            parts["mixing"] = _plain(self.config.mixing)
+        if not self.config.student.input.augment:
+            parts["clean"] = True
+        return parts
 
     @property
     def finetuned(self) -> dict[str, Any]:
@@ -72,50 +112,103 @@ class Identity:
         return self.config.soft_targets.views or max(1, self.config.student.epochs)
 
     @property
+    def teacher_views(self) -> int:
+        """Views that the teacher is asked about: one where it sees clean images, or is a file."""
+        teacher = self.config.teacher
+        return self.views if teacher.input.augment and teacher.kind != "file" else 1
+
+    @property
     def stored(self) -> bool:
         """Whether the student reads stored teacher logits (`auto` does, where the loss allows it)."""
-        return self.config.soft_targets.mode != "live"
+        if self.config.soft_targets.mode != "auto":
+            return self.config.soft_targets.mode == "stored"
+        return (self.config.mixing.kind == "none" and not self.config.loss.features) or self.is_file
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the teacher is only known by its outputs."""
+        return self.previous is None and self.config.teacher.kind == "file"
 
     @property
     def needs_teacher(self) -> bool:
-        return self.config.loss.soft_weight > 0
+        loss = self.config.loss
+        asks = (
+            plugins.find(loss.name).asks_teacher
+            if isinstance(loss, OwnLoss)
+            else loss.kind not in TEACHERLESS
+        )
+        on_logits = asks and largest(loss.soft_weight) > 0
+        return on_logits or any(largest(term.weight) > 0 for term in loss.features.values())
 
     @property
     def _data(self) -> dict[str, Any]:
         # where the files lie does not matter; what they hold does
-        settings = _plain(self.config.dataset, exclude={"root", "download"})
+        settings = _plain(self.config.dataset, exclude={"root", "table", "download", "unlabelled"})
         return {"fingerprint": self.fingerprint, **settings}
 
     @property
     def _loss(self) -> dict[str, Any]:
-        """Without a soft term, T and the soft loss have no influence: one control for all temperatures."""
+        """Without a teacher's term, T and the method have no influence: one control for all temperatures."""
         loss = self.config.loss
-        if not self.needs_teacher:
-            return {"alpha": loss.alpha}
-        return {**_plain(loss), "beta": loss.soft_weight}
+        if not self.needs_teacher and loss.kind in ("kd", "ce"):
+            return {"alpha": _plain_value(loss.alpha)}
+        parts = {**_plain(loss), "beta": _plain_value(loss.soft_weight)}
+        if not loss.features:
+            del parts["features"]
+        if not parts.get("standardise"):
+            parts.pop("standardise", None)
+        if isinstance(loss, OwnLoss):
+            parts["file"] = plugins.find(loss.name).sha256
+        return parts
 
     @property
     def _signal(self) -> dict[str, Any] | None:
         if not self.needs_teacher:
             return None
+        parts: dict[str, Any] = {}
+        if self.config.teacher.class_map is not None and self.previous is None:
+            parts["class_map"] = self.config.teacher.class_map
+        if self.members:
+            members = {name: member._signal for name, member in self.members.items()}
+            return {"members": members, **_ensemble(self.config.teacher.params), **parts}
         if self.stored:
-            return {"soft_targets": key_of(self.soft_targets)}
-        return {"teacher": key_of(self.teacher), "batch_size": self.config.soft_targets.batch_size}
+            return {"soft_targets": key_of(self.soft_targets), **parts}
+        if self.teacher_views != self.views:
+            parts["clean"] = True
+        return {
+            "teacher": key_of(self.teacher),
+            "batch_size": self.config.soft_targets.batch_size,
+            **parts,
+        }
 
     def _model(self, role: str) -> dict[str, Any]:
         section = self.config.teacher if role == "teacher" else self.config.student
-        settings = _plain(section)
+        settings = _plain(section, exclude={"input", "class_map"})
         params = check_params(section.name, section.params)
         settings["params"] = params.model_dump(mode="json", exclude_none=True)
         if role in self.weights:
             settings["weights"] = self.weights[role]  # the content of the file, not its place
+        if section.input.size is not None or section.input.grey:
+            settings["input"] = _plain(section.input, exclude={"augment"})
         return settings
+
+    def _source(self, *names: str) -> dict[str, Any]:
+        return {name: value for name, value in self._model("teacher").items() if name in (*names, "input")}
+
+
+def _ensemble(params: dict[str, Any]) -> dict[str, Any]:
+    about = EnsembleParams.model_validate(params)
+    return about.model_dump(mode="json", exclude={"members"}, exclude_none=True)
 
 
 def key_of(parts: dict[str, Any]) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the canonical JSON of `parts`."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain_value(value: float | Ramp) -> Any:
+    return _plain(value) if isinstance(value, Ramp) else value
 
 
 def _plain(section: Section, exclude: set[str] | None = None) -> dict[str, Any]:

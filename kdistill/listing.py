@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdistill import plugins
 from kdistill.config import folders
 from kdistill.config.models import FAMILIES, MODELS
-from kdistill.console import say
+from kdistill.console import say, show_table
 from kdistill.errors import ConfigError, did_you_mean
 
 #: what the user names -> config group
@@ -17,9 +18,12 @@ GROUPS = {
     "students": "student",
     "datasets": "dataset",
     "losses": "loss",
+    "features": "feature",
+    "mixing": "mixing",
     "experiments": "experiment",
 }
-KINDS = ["teachers", "students", "models", "datasets", "losses", "experiments", "artifacts"]
+OPTIONS = ["teachers", "students", "models", "datasets", "losses", "features", "mixing", "experiments"]
+KINDS = [*OPTIONS, "layers", "artifacts"]
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,6 +36,9 @@ def main(words: Sequence[str]) -> int:
         from kdistill import housekeeping
 
         return housekeeping.main(["list", *rest])
+    if kind == "layers":
+        layers(rest)
+        return 0
     if kind not in KINDS:
         raise ConfigError(
             f"nothing to list as {kind!r}.{did_you_mean(kind, KINDS)}\nchoose from: {', '.join(KINDS)}"
@@ -45,12 +52,17 @@ def main(words: Sequence[str]) -> int:
 
 def overview() -> str:
     parts = []
-    for kind in KINDS[:-1]:
+    for kind in OPTIONS:
         names = list(models() if kind == "models" else options(GROUPS[kind]))
         text = ", ".join(names) or _none_yet(GROUPS[kind])
         parts.append(textwrap.fill(text, 98, initial_indent=f"{kind:12} ", subsequent_indent=" " * 13))
     return "\n".join(
-        [*parts, "", "kdistill list KIND says a line about each; kdistill list artifacts: what is on disk"]
+        [
+            *parts,
+            "",
+            "kdistill list KIND says a line about each; kdistill list artifacts: what is on disk;",
+            "kdistill list layers: what feature losses can compare; kdistill explain: all methods",
+        ]
     )
 
 
@@ -62,7 +74,29 @@ def models() -> dict[str, str]:
 
 def options(group: str) -> dict[str, str]:
     """Name -> first comment of its YAML file, the user's own options included."""
-    return {name: first_comment(file) for name, file in folders.groups().get(group, {}).items()}
+    lines = {name: first_comment(file) for name, file in folders.groups().get(group, {}).items()}
+    own = {name: loss.line for name, loss in plugins.losses().items()} if group == "loss" else {}
+    return lines | own
+
+
+def layers(words: Sequence[str]) -> None:
+    """Print the layers of both networks that feature terms can compare, and how to name a pair.
+
+    `words` are overrides as for `kdistill run`. The networks are built and shown a few images, not trained.
+    Raises `ConfigError` for a teacher that is no network, and what building raises.
+    """
+    from kdistill.config import compose
+    from kdistill.stages.layers import layers_of
+
+    (config,) = compose.plan("run", words).configs
+    table, pair = layers_of(config)
+    show_table(table)
+    if pair is not None:
+        name = next(iter(config.loss.features), "at")
+        term = "" if name in config.loss.features else f"feature={name} "
+        say(
+            f"a pair of your own: {term}loss.features.{name}.layers='[{{student:{pair[0]},teacher:{pair[1]}}}]'"
+        )
 
 
 def first_comment(file: Path) -> str:

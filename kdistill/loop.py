@@ -9,22 +9,24 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from kdistill import metrics
 from kdistill.config.schema import Training
-from kdistill.data import Batch, Split, Views, sample_order
+from kdistill.config.section import Ramp, at
+from kdistill.data import Batch, Mixing, Split, Views, sample_order
 from kdistill.engine import Engine
 from kdistill.errors import Diverged, Interrupted
-from kdistill.losses import Objective
+from kdistill.features import observe
+from kdistill.losses import Outputs, Sample
 from kdistill.records import Progress
 from kdistill.state import Fitted, State
 from kdistill.stopping import StopRequest, stop_requests
+from kdistill.tasks import Task
 from kdistill.teachers import TeacherSignal
 
 log = logging.getLogger("kdistill")
@@ -38,11 +40,30 @@ class Checkpoint(Protocol):
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None: ...
 
 
+class Goal(Protocol):
+    """What a network is trained on; `kdistill.losses.Objective` is the one for a student and its teacher."""
+
+    @property
+    def T(self) -> float | Ramp: ...
+    @property
+    def needs_teacher(self) -> bool: ...
+    @property
+    def student_layers(self) -> Sequence[str]: ...
+    @property
+    def task(self) -> Task: ...
+
+    def at(self, progress: float) -> Goal: ...
+    def __call__(
+        self, student: Outputs, batch: Sample, teacher: Outputs | None = None
+    ) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """A split in seeded order, augmented: epoch `e` shows view `e % distinct_views` of every sample.
 
     `first_epoch` is where the counting starts, so that fine-tuning goes on with new orders and views.
+    `teacher_views` is what the teacher is shown instead, and `mixing` mixes the images of each batch.
     """
 
     split: Split
@@ -50,6 +71,9 @@ class TrainingData:
     order_seed: int
     distinct_views: int | None = None
     first_epoch: int = 0
+    teacher_views: Views | None = None
+    mixing: Mixing | None = None
+    classes: int = 0
 
     def view(self, epoch: int) -> int:
         number = self.first_epoch + epoch
@@ -59,16 +83,30 @@ class TrainingData:
         """Augmented batches of an epoch from step `start`; what does not fill a batch waits for another epoch."""
         order = sample_order(len(self.split), self.order_seed, self.first_epoch + epoch)
         whole = len(order) // batch_size * batch_size
-        for batch in self.split.batches(order[start * batch_size : whole], batch_size):
-            images = self.views(batch.images, batch.indices, self.view(epoch))
-            yield Batch(images, batch.labels, batch.indices)
+        view = self.view(epoch)
+        for step, batch in enumerate(
+            self.split.batches(order[start * batch_size : whole], batch_size), start
+        ):
+            images = self.views(batch.images, batch.indices, view)
+            shown = self.teacher_views(batch.images, batch.indices, view) if self.teacher_views else None
+            batch = Batch(images, batch.labels, batch.indices, shown)
+            yield self._mixed(batch, epoch, step) if self.mixing else batch
+
+    def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
+        assert self.mixing is not None
+        mixed = self.mixing.mix(batch.images, batch.labels, epoch, step, self.classes)
+        shown = batch.teacher_images
+        if shown is not None:
+            shown = self.mixing.mix(shown, batch.labels, epoch, step, self.classes).images
+        others = batch.indices[mixed.partner]
+        return Batch(mixed.images, mixed.labels, batch.indices, shown, others, mixed.lam)
 
 
 def fit(
     network: nn.Module,
     data: TrainingData,
     validation: Split,
-    objective: Objective,
+    objective: Goal,
     settings: Training,
     engine: Engine,
     *,
@@ -88,7 +126,7 @@ def fit(
         Diverged: the loss is not finite; the optimizer has not moved on it.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
-    state = State(network, len(data.split), settings, engine)
+    state = State(network, len(data.split), settings, engine, objective.task)
     saved = checkpoint.load_checkpoint() if checkpoint else None
     if saved is not None:
         state.load_state_dict(saved)
@@ -106,7 +144,7 @@ def fit(
             if checkpoint:
                 checkpoint.write_lines("metrics.jsonl", state.history)
             saver.save()
-            _report(row, settings.epochs, title)
+            _report(row, state, title)
             saver.stop_if_asked()
     return state.result()
 
@@ -114,7 +152,7 @@ def fit(
 def _train_epoch(
     state: State,
     data: TrainingData,
-    objective: Objective,
+    objective: Goal,
     signal: TeacherSignal | None,
     bar: Progress,
     saver: _Saver,
@@ -122,26 +160,27 @@ def _train_epoch(
 ) -> None:
     state.network.train()
     view = data.view(state.epoch)
+    objective = objective.at((state.epoch + 1) / state.settings.epochs)
     for batch in data.batches(state.epoch, state.batch_size, start=state.step):
         state.set_learning_rate()
         terms = _accumulate_gradients(state, batch, view, objective, signal)
         state.optimizer_step()
         state.record(terms)
-        bar.advance(len(batch.labels), lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
+        bar.advance(len(batch.indices), lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
         saver.after_step()
 
 
 def _accumulate_gradients(
-    state: State, batch: Batch, view: int, objective: Objective, signal: TeacherSignal | None
+    state: State, batch: Batch, view: int, objective: Goal, signal: TeacherSignal | None
 ) -> dict[str, Tensor]:
     """Backward through a batch, in parts to save memory; returns each term's mean over the batch."""
     totals: dict[str, Tensor] = {}
-    for part in _parts(batch, state.settings.optim.accumulate):
-        share = len(part.labels) / len(batch.labels)
-        teacher_logits = signal(part, view) if signal and objective.needs_teacher else None
+    for part in batch.chunks(state.settings.optim.accumulate):
+        share = len(part.indices) / len(batch.indices)
+        teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
         with state.engine.autocast():
-            student_logits = state.network(part.images)
-        terms = objective(student_logits, part.labels, teacher_logits)
+            student = observe(state.network, part.images, objective.student_layers)
+        terms = objective(student, part, teacher)
         loss = share * torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise Diverged(_divergence(state, terms))
@@ -149,14 +188,6 @@ def _accumulate_gradients(
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + share * value.detach()
     return totals
-
-
-def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    chunks = zip(
-        batch.images.chunk(count), batch.labels.chunk(count), batch.indices.chunk(count), strict=True
-    )
-    for images, labels, indices in chunks:
-        yield Batch(images, labels, indices)
 
 
 def _divergence(state: State, terms: dict[str, Tensor]) -> str:
@@ -169,7 +200,8 @@ def _divergence(state: State, terms: dict[str, Tensor]) -> str:
 
 def _validated(state: State, validation: Split) -> dict[str, float]:
     """Validation metrics of the state as it is; a step that broke the weights shows here at the latest."""
-    scores = predict_metrics(state.averaged, validation, state.settings.batch_size, state.engine)
+    found = predict(state.averaged, validation, state.settings.batch_size, state.engine)
+    scores = state.task.summarise(*found)
     if not math.isfinite(scores["nll"]):
         raise Diverged(
             f"the validation loss is not finite after {state.where}."
@@ -178,10 +210,11 @@ def _validated(state: State, validation: Split) -> dict[str, float]:
     return scores
 
 
-def _report(row: dict[str, Any], epochs: int, title: str) -> None:
+def _report(row: dict[str, Any], state: State, title: str) -> None:
+    scores = {name.removeprefix("validation_"): value for name, value in row.items()}
     log.info(
-        "%s epoch %d/%d  loss %.4f  val top-1 %.2f %%  nll %.4f  %s images/s  lr %.3g",
-        *(title, row["epoch"], epochs, row["loss"], 100 * row["validation_top1"], row["validation_nll"]),
+        "%s epoch %d/%d  loss %.4f  val %s  %s images/s  lr %.3g",
+        *(title, row["epoch"], state.settings.epochs, row["loss"], state.task.line(scores)),
         *(f"{row['images_per_second']:,.0f}", row["lr"]),
     )
 
@@ -198,10 +231,6 @@ def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -
         labels.append(batch.labels.cpu())
     network.train(was_training)
     return torch.cat(logits), torch.cat(labels)
-
-
-def predict_metrics(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> dict[str, float]:
-    return metrics.summarise(*predict(network, split, batch_size, engine))
 
 
 @dataclass

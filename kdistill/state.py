@@ -15,6 +15,7 @@ from kdistill.config.schema import Training
 from kdistill.engine import Engine
 from kdistill.errors import DataError
 from kdistill.optim import build_optimizer, learning_rate
+from kdistill.tasks import Task
 
 log = logging.getLogger("kdistill")
 
@@ -33,8 +34,10 @@ class Fitted:
 class State:
     """Everything that changes during training."""
 
-    def __init__(self, network: nn.Module, samples: int, settings: Training, engine: Engine) -> None:
-        self.network, self.settings, self.engine = network, settings, engine
+    def __init__(
+        self, network: nn.Module, samples: int, settings: Training, engine: Engine, task: Task
+    ) -> None:
+        self.network, self.settings, self.engine, self.task = network, settings, engine, task
         self.batch_size = usable_batch_size(settings, samples)
         self.steps_per_epoch = samples // self.batch_size
         self.optimizer = build_optimizer(network, settings.optim)
@@ -118,8 +121,8 @@ class State:
         return row
 
     def consider(self, scores: dict[str, float]) -> None:
-        """Keep the present state if it is the best so far: by top-1, and by NLL where that is equal."""
-        better = not self.best or (scores["top1"], -scores["nll"]) > (self.best["top1"], -self.best["nll"])
+        """Keep the present state if it is the best so far: by the task's measure, and by NLL where that is equal."""
+        better = not self.best or self.task.rank(scores) > self.task.rank(self.best)
         if better:
             self.best, self.waited = scores, 0
         if better or self.settings.keep == "last":

@@ -2,58 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdistill.averaging import AverageOf, average, log_mixture
+from kdistill.classes import ClassMap
 from kdistill.data import Batch
 from kdistill.engine import Engine
+from kdistill.estimators import estimator_logits, estimator_values
+from kdistill.features import observe
+from kdistill.losses.outputs import Outputs
 
-#: (augmented batch, its view) -> teacher logits [N, K], float32, on the batch's device, without gradient
-TeacherSignal = Callable[[Batch, int], Tensor]
+#: (augmented batch, its view, T of the loss) -> what the teacher says of it: logits [N, K] in float32 on the
+#: batch's device, without gradient
+TeacherSignal = Callable[[Batch, int, float], Outputs]
 
 #: stored logits up to this size are read into memory at once
 IN_MEMORY_BYTES = 2**30
 
 
-class LiveTeacher:
-    """Runs the teacher. Its weights and batch-norm statistics stay as they are.
+class Live(ABC):
+    """A teacher that is asked in every step."""
+
+    @abstractmethod
+    def outputs(self, images: Tensor) -> Outputs:
+        """Logits `[N, K]`, and features where layers are tapped, of images `[N, C, H, W]`."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.outputs(images).logits
+
+    def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
+        return self.outputs(batch.images if batch.teacher_images is None else batch.teacher_images)
+
+
+class LiveTeacher(Live):
+    """Runs a network. Its weights and batch-norm statistics stay as they are.
 
     The network always sees batches of exactly `batch_size` samples, the last one padded: the rounding of
     a sample's logits depends on the size of the batch (by about 1e-7), but neither on its place in it nor
     on its company. So a sample's logits are the same bits whichever batch it comes in, stored or live.
+    `layers` names the submodules whose features are wanted besides.
     """
 
-    def __init__(self, network: nn.Module, batch_size: int, engine: Engine) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        batch_size: int,
+        engine: Engine,
+        *,
+        layers: Sequence[str] = (),
+    ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._batch_size = batch_size
         self._engine = engine
-
-    def __call__(self, batch: Batch, view: int) -> Tensor:
-        return self.logits(batch.images)
+        self._layers = list(layers)
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits `[N, K]` of uint8 images `[N, C, H, W]`."""
+    def outputs(self, images: Tensor) -> Outputs:
         parts = [self._padded(part) for part in images.split(self._batch_size)]
-        return torch.cat(parts).float()
+        features = {name: torch.cat([part.features[name] for part in parts]) for name in self._layers}
+        return Outputs(torch.cat([part.logits for part in parts]).float(), features)
 
-    def _padded(self, images: Tensor) -> Tensor:
+    def _padded(self, images: Tensor) -> Outputs:
         missing = self._batch_size - len(images)
         if missing:
             images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
         with self._engine.autocast():
-            logits: Tensor = self._network(images)
-        return logits[: self._batch_size - missing]
+            found = observe(self._network, images, self._layers)
+        count = self._batch_size - missing
+        return Outputs(found.logits[:count], {name: value[:count] for name, value in found.features.items()})
+
+
+class EstimatorTeacher(Live):
+    """Asks a scikit-learn estimator: a classifier's log-probabilities, a regressor's values.
+
+    `shown` is what it sees of the images: a function of images (`kdistill.data.InputView`).
+    """
+
+    def __init__(
+        self, estimator: Any, classes: int, shown: Callable[[Tensor], Tensor], task: str = "classification"
+    ) -> None:
+        self._estimator, self._classes, self._shown, self._task = estimator, classes, shown, task
+
+    def outputs(self, images: Tensor) -> Outputs:
+        shown = self._shown(images).cpu()
+        if self._task == "regression":
+            values = estimator_values(self._estimator, shown)
+        else:
+            values = estimator_logits(self._estimator, shown, self._classes)
+        return Outputs(values.to(images.device))
 
 
 class StoredTeacher:
     """Reads teacher logits from disk: `[views, samples, classes]`, float16 or float32.
 
-    Small files are held on the device; larger ones stay memory-mapped and are read a batch at a time.
+    Small files are held on the device; larger ones stay memory-mapped and are read a batch at a time. Where
+    one view is stored, of clean images, it serves for all. For a mixed image it gives the mean of the
+    probabilities at T of the two that it was mixed from, by their shares: an approximation of what the
+    teacher would say of the mixed image itself.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -63,8 +115,45 @@ class StoredTeacher:
         if self._mapped.nbytes <= IN_MEMORY_BYTES:
             self._held = torch.from_numpy(np.array(self._mapped)).to(device)
 
-    def __call__(self, batch: Batch, view: int) -> Tensor:
+    def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
+        logits = self._rows(view, batch.indices)
+        if batch.mixed_with is not None:
+            others = self._rows(view, batch.mixed_with)
+            logits = log_mixture([logits, others], [batch.share, 1 - batch.share], T)
+        return Outputs(logits)
+
+    def _rows(self, view: int, indices: Tensor) -> Tensor:
+        view %= len(self._mapped)
         if self._held is not None:
-            return self._held[view, batch.indices].float()
-        rows = self._mapped[view, batch.indices.cpu().numpy()]
+            return self._held[view, indices].float()
+        rows = self._mapped[view, indices.cpu().numpy()]
         return torch.from_numpy(rows).to(self._device).float()
+
+
+class MappedTeacher:
+    """Brings a teacher's classes to the student's."""
+
+    def __init__(self, signal: TeacherSignal, classes: ClassMap) -> None:
+        self._signal, self._classes = signal, classes
+
+    def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
+        outputs = self._signal(batch, view, T)
+        shared = None if self._classes.is_full else self._classes.shared.to(outputs.logits.device)
+        return Outputs(self._classes.apply(outputs.logits, T), outputs.features, shared)
+
+
+class AveragedTeachers:
+    """An ensemble: the weighted mean of its members' probabilities at T, or of their logits.
+
+    All members speak about the same classes.
+    """
+
+    def __init__(
+        self, members: Sequence[TeacherSignal], weights: Sequence[float] | None, of: AverageOf
+    ) -> None:
+        self._members, self._weights, self._of = list(members), weights, of
+
+    def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
+        outputs = [member(batch, view, T) for member in self._members]
+        logits = average([o.logits for o in outputs], self._weights, self._of, T)
+        return Outputs(logits, classes=outputs[0].classes)

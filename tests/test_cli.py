@@ -144,7 +144,10 @@ def test_options_may_stand_anywhere() -> None:
 def test_cfg_shows_the_job(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
     """--cfg prints YAML and runs nothing; --package a part of it, --resolve what ${...} stands for."""
     assert main(["distill", "loss.T=2", "--cfg", "job", "-p", "loss"]) == 0
-    assert capsys.readouterr().out == "# @package loss\nkind: kd\nalpha: 0.1\nbeta: null\nT: 2\n"
+    assert (
+        capsys.readouterr().out
+        == "# @package loss\nfeatures: {}\nkind: kd\nalpha: 0.1\nbeta: null\nT: 2\nstandardise: false\n"
+    )
     assert main(["distill", "--cfg", "all", "-p", "hydra.run.dir", "--resolve", "runs=x"]) == 0
     assert capsys.readouterr().out.startswith("x/distill/")
     assert main(["distill", "--cfg", "all"]) == 0
@@ -445,7 +448,8 @@ def test_list_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines() if line[:1].isalpha()] == [
-        "teachers", "students", "models", "datasets", "losses", "experiments", "kdistill",
+        "teachers", "students", "models", "datasets", "losses", "features", "mixing", "experiments",
+        "kdistill", "kdistill",
     ]  # fmt: skip
 
 

@@ -124,8 +124,8 @@ def _write(path: Path, text: str) -> None:
 def test_user_folders_add_and_replace_options(tmp_path: Path) -> None:
     """The first folder wins over the second, and both over the shipped configs."""
     first, second = tmp_path / "first", tmp_path / "second"
-    _write(first / "loss" / "kd.yaml", "kind: kd\nalpha: 0.5\nbeta: null\nT: 7\n")
-    _write(second / "loss" / "kd.yaml", "kind: kd\nalpha: 0.5\nbeta: null\nT: 8\n")
+    _write(first / "loss" / "kd.yaml", "kind: kd\nalpha: 0.5\nbeta: null\nT: 7\nstandardise: false\n")
+    _write(second / "loss" / "kd.yaml", "kind: kd\nalpha: 0.5\nbeta: null\nT: 8\nstandardise: false\n")
     _write(second / "loss" / "soft.yaml", "defaults: [kd]\nT: 9\n")
     folders.use_folders([str(first), str(second)])
     assert _config().loss.T == 7

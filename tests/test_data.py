@@ -19,10 +19,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import datasets
 
-from kdistill.config import schema
+from kdistill.config.data import Dataset
 from kdistill.data import Data, load_data, sample_order
 from kdistill.data import downloaded as downloaded_module
-from kdistill.data.datasets import _from_arrays
+from kdistill.data.assemble import from_arrays as assembled
 from kdistill.data.downloaded import read_idx
 from kdistill.data.splits import ArraySplit, channel_statistics, cut, stratified_order, subset
 from kdistill.errors import DataError
@@ -30,21 +30,22 @@ from kdistill.errors import DataError
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
-def config(name: str, **changes: Any) -> schema.Dataset:
+def config(name: str, **changes: Any) -> Dataset:
     """A `dataset` section, with the changes given."""
     values: dict[str, Any] = {
         "name": name,
         "validation": 0.1,
         "split_seed": 0,
         "train_samples": None,
+        "unlabelled": None,
         "augment": {"crop": 0, "flip": False},
     }
     if name == "synthetic":
         values |= {"classes": 4, "channels": 3, "image_size": 6, "samples": 80, "test_samples": 20}
-        values |= {"noise": 1.0, "seed": 0}
+        values |= {"noise": 1.0, "max_labels": None, "seed": 0}
     elif name != "digits":
         values |= {"root": None, "download": False}
-    return TypeAdapter(schema.Dataset).validate_python(values | changes)
+    return TypeAdapter(Dataset).validate_python(values | changes)
 
 
 def all_images(data: Data) -> Tensor:
@@ -149,7 +150,7 @@ def test_validation_share_that_leaves_a_class_out_of_train_is_refused() -> None:
 
 def from_arrays(labels: Tensor, classes: list[str], **changes: Any) -> Data:
     whole = ArraySplit(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels)
-    return _from_arrays(config("digits", **changes), classes, whole, lambda: whole)
+    return assembled(config("digits", **changes), classes, "classification", whole, lambda: whole)
 
 
 # --- statistics ---

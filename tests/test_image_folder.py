@@ -11,18 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdistill.config import schema
+from kdistill.config.data import ImageFolder
 from kdistill.data import Data, Split, load_data
-from kdistill.data.folder import FolderSplit, decode
+from kdistill.data.decoding import decode
+from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import DataError
 
 
-def config(root: Path, **changes: Any) -> schema.ImageFolder:
+def config(root: Path, **changes: Any) -> ImageFolder:
     values: dict[str, Any] = {"name": "image_folder", "root": str(root), "image_size": 8, "channels": 3}
     values |= {"validation": 0.25, "test": 0.2, "split_seed": 0, "train_samples": None, "on_error": "raise"}
-    values |= {"augment": {"crop": 0, "flip": False}}
-    return schema.ImageFolder.model_validate(values | changes)
+    values |= {"unlabelled": None, "augment": {"crop": 0, "flip": False}}
+    return ImageFolder.model_validate(values | changes)
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (14, 10)) -> None:
@@ -170,7 +171,7 @@ def test_memory_and_disk_give_identical_data(tmp_path: Path, workers: int) -> No
     held = load_data(config(tmp_path), memory_gb=1.0)
     streamed = load_data(config(tmp_path), memory_gb=0.0, workers=workers)
     assert isinstance(held.train, ArraySplit)
-    assert isinstance(streamed.train, FolderSplit)
+    assert isinstance(streamed.train, FileSplit)
     assert_same_data(held, streamed)
 
 
@@ -179,7 +180,7 @@ def test_memory_limit_counts_decoded_bytes(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 10, "b": 10})
     needed = 16 * 3 * 8 * 8 / 2**30
     assert isinstance(load_data(config(tmp_path), memory_gb=needed).train, ArraySplit)
-    assert isinstance(load_data(config(tmp_path), memory_gb=needed * 0.99).train, FolderSplit)
+    assert isinstance(load_data(config(tmp_path), memory_gb=needed * 0.99).train, FileSplit)
 
 
 def test_streamed_batches_follow_the_order(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
 from kdistill.errors import DataError, Diverged, Interrupted
 from kdistill.loop import TrainingData, fit, predict
-from kdistill.losses import Objective, kd_loss
+from kdistill.losses import Objective, Outputs, SoftLoss, kd_loss
 from kdistill.models import build_classifier
 from kdistill.optim import build_optimizer, learning_rate
 
@@ -122,7 +122,7 @@ def test_learns_and_reports_each_epoch() -> None:
 
 def test_terms_in_the_history_add_up_to_the_loss() -> None:
     """Hard and soft term are recorded weighted."""
-    objective = Objective(alpha=0.5, beta=0.5, soft=lambda s, t: kd_loss(s, t, T=2))
+    objective = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)
     row = fit(
         network(),
         DATA,
@@ -130,7 +130,7 @@ def test_terms_in_the_history_add_up_to_the_loss() -> None:
         objective,
         settings(1),
         CPU,
-        signal=lambda batch, view: torch.zeros(len(batch.labels), 4),
+        signal=lambda batch, view, T: Outputs(torch.zeros(len(batch.labels), 4)),
     ).history[0]
 
     assert row["hard"] + row["soft"] == pytest.approx(row["loss"])
@@ -218,12 +218,12 @@ def test_non_finite_loss_stops_before_the_optimizer_moves() -> None:
     model = network("mlp")
     calls = []
 
-    def signal_then_nan(batch: Any, view: int) -> torch.Tensor:
+    def signal_then_nan(batch: Any, view: int, T: float) -> Outputs:
         calls.append(weights(model))
         value = float("nan") if len(calls) == 9 else 0.0
-        return torch.full((len(batch.labels), 4), value)
+        return Outputs(torch.full((len(batch.labels), 4), value))
 
-    objective = Objective(alpha=0.5, beta=0.5, soft=lambda s, t: kd_loss(s, t, T=2))
+    objective = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)
     with pytest.raises(Diverged) as caught:
         fit(model, DATA, VALIDATION, objective, settings(epochs=3), CPU, signal=signal_then_nan)
 
@@ -260,13 +260,13 @@ def test_stopped_and_resumed_equals_uninterrupted(stop_at: int, optim: dict[str,
     def train(model: nn.Module, memory: Memory, stop: int | None) -> Any:
         calls = [0]
 
-        def interrupting(batch: Any, view: int) -> torch.Tensor:
+        def interrupting(batch: Any, view: int, T: float) -> Outputs:
             calls[0] += 1
             if calls[0] == (stop or -1) * optim.get("accumulate", 1):
                 os.kill(os.getpid(), signal.SIGINT)
-            return torch.zeros(len(batch.labels), 4)
+            return Outputs(torch.zeros(len(batch.labels), 4))
 
-        objective = Objective(alpha=0.5, beta=0.5, soft=lambda s, t: kd_loss(s, t, T=2))
+        objective = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)
         with CPU.seeded(7):
             return fit(
                 model,

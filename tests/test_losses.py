@@ -1,6 +1,7 @@
 """The losses: values by hand, invariants, and the formula that adds them up."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdistill import kd_loss
-from kdistill.config.schema import CELoss, KDLoss
-from kdistill.losses import Objective, build_objective
+from kdistill.config.losses import CELoss, KDLoss
+from kdistill.data import Batch
+from kdistill.losses import Objective, Outputs, build_objective
 
 
 def logits(n: int = 8, k: int = 10, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
     return scale * torch.randn(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def batch(labels: torch.Tensor) -> Batch:
+    return Batch(torch.empty(len(labels)), labels, torch.arange(len(labels)))
+
+
+def kd(**values: Any) -> KDLoss:
+    return KDLoss(kind="kd", standardise=False, features={}, **values)
 
 
 def test_kd_loss_by_hand_two_classes() -> None:
@@ -103,12 +113,12 @@ def test_finite_on_extreme_logits(dtype: torch.dtype, T: float) -> None:
 def test_formula_adds_weighted_terms() -> None:
     """alpha * CE + beta * T^2 KL, each under its name, from float64 arithmetic written out here."""
     student, teacher, labels = logits(seed=1), logits(seed=2), torch.arange(8)
-    objective = build_objective(KDLoss(kind="kd", alpha=0.3, beta=0.5, T=2), label_smoothing=0.0)
+    objective = build_objective(kd(alpha=0.3, beta=0.5, T=2), label_smoothing=0.0)
     q, p = (student / 2).softmax(1), (teacher / 2).softmax(1)
     soft = 4 * (p * (p.log() - q.log())).sum(1).mean()
     hard = -student.log_softmax(1)[torch.arange(8), labels].mean()
 
-    terms = objective(student, labels, teacher)
+    terms = objective(Outputs(student), batch(labels), Outputs(teacher))
 
     assert set(terms) == {"hard", "soft"}
     torch.testing.assert_close(terms["hard"].double(), 0.3 * hard, rtol=1e-5, atol=1e-6)
@@ -117,22 +127,26 @@ def test_formula_adds_weighted_terms() -> None:
 
 def test_beta_null_means_one_minus_alpha() -> None:
     """`beta: null` is read as 1 - alpha, and a given beta as it stands."""
-    assert KDLoss(kind="kd", alpha=0.1, beta=None, T=4).soft_weight == pytest.approx(0.9)
-    assert KDLoss(kind="kd", alpha=0.1, beta=2, T=4).soft_weight == 2
+    assert kd(alpha=0.1, beta=None, T=4).soft_weight == pytest.approx(0.9)
+    assert kd(alpha=0.1, beta=2, T=4).soft_weight == 2
 
 
 def test_no_soft_term_asks_no_teacher() -> None:
     """With beta=0 the objective is cross entropy and needs no teacher logits."""
     student, labels = logits().float(), torch.arange(8)
-    for loss in (KDLoss(kind="kd", alpha=1, beta=0, T=4), CELoss(kind="ce")):
+    for loss in (kd(alpha=1, beta=0, T=4), CELoss(kind="ce", features={})):
         objective = build_objective(loss, label_smoothing=0.1)
 
         assert not objective.needs_teacher
-        assert objective(student, labels)["hard"] == F.cross_entropy(student, labels, label_smoothing=0.1)
+        assert objective(Outputs(student), batch(labels))["hard"] == F.cross_entropy(
+            student, labels, label_smoothing=0.1
+        )
 
 
 def test_label_smoothing_by_hand() -> None:
     """Smoothing eps puts eps/K on every class: for uniform logits the cross entropy stays ln K."""
     objective = Objective(label_smoothing=0.2)
 
-    assert math.log(4) == pytest.approx(objective(torch.zeros(3, 4), torch.tensor([0, 1, 2]))["hard"].item())
+    terms = objective(Outputs(torch.zeros(3, 4)), batch(torch.tensor([0, 1, 2])))
+
+    assert math.log(4) == pytest.approx(terms["hard"].item())

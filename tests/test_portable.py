@@ -13,15 +13,24 @@ import pytest
 import torch
 from PIL import Image
 
-from kdistill.data.folder import decode
-from kdistill.models import build_classifier, save_weights, write_portable
-from kdistill.models.classifier import Classifier
+from kdistill.data.decoding import decode
+from kdistill.models import (
+    Classifier,
+    ReusedHead,
+    build_classifier,
+    fit_state,
+    load_state,
+    rebuild,
+    save_weights,
+    write_portable,
+)
+from kdistill.models.projector import Projector
 
 CLASSES = ["ankle boot", "bag", "coat", "dress", "pullover", "shirt"]
 
 
 def make_student(
-    folder: Path, name: str, params: dict[str, Any], channels: int, size: tuple[int, int]
+    folder: Path, name: str, params: dict[str, Any], channels: int, size: tuple[int, int], **about: Any
 ) -> Classifier:
     """A student with random weights and batch statistics, and everything that lies in its folder."""
     torch.manual_seed(0)
@@ -34,6 +43,9 @@ def make_student(
         mean=[0.4] * channels,
         std=[0.3] * channels,
     )
+    if reused := about.get("reused_head"):
+        head = torch.nn.Linear(reused["projector"]["teacher_channels"], len(CLASSES))
+        student.net = ReusedHead(student.net, reused["layer"], Projector(**reused["projector"]), head)
     student(torch.randint(0, 256, (8, channels, *size), dtype=torch.uint8))  # moves the batch statistics
     save_weights(student.net, folder / "model.safetensors")
     write_portable(
@@ -45,6 +57,7 @@ def make_student(
         image_size=size,
         mean=student.mean.flatten().tolist(),
         std=student.std.flatten().tolist(),
+        **about,
     )
     return student.eval()
 
@@ -186,3 +199,154 @@ def test_images_are_prepared_as_in_training(tmp_path: Path, mode: str, suffix: s
     alone = json.loads(run_alone(folder, "-c", PIXELS, str(tmp_path / f"image.{suffix}")))
 
     assert decode(str(tmp_path / f"image.{suffix}"), 16, 3).flatten().tolist() == alone
+
+
+# --- a student that reuses its teacher's head ---
+
+REUSED = {"layer": "stages.2", "projector": Projector(16, 32, (3, 2), 2).arguments}
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "layer", "channels"),
+    [
+        ("resnet8", {"width": 4}, "stages.2", 16),
+        ("wrn_16_1", {"width": 4}, "pool@in", 16),
+        ("mlp", {"hidden": [8]}, "stages.0", 8),
+        ("torchvision/squeezenet1_1", {}, "features", 512),
+    ],
+)
+def test_a_reused_head_comes_along(
+    tmp_path: Path, name: str, params: dict[str, Any], layer: str, channels: int
+) -> None:
+    """SimKD's student: the folder gives its logits bit for bit, from the sources in the folder."""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    reused = {"layer": layer, "projector": Projector(channels, 8, (2, 2), 2).arguments}
+    student = make_student(folder, name, params, 1, (32, 32), reused_head=reused)
+    images = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    Image.fromarray(images[0, 0].numpy()).save(folder / "image.png")
+    with torch.inference_mode():
+        expected = student(images)[0].tolist()
+    assert json.loads(run_alone(folder, "-c", LOGITS, "image.png")) == expected
+    own = {"architecture.py"} if "/" not in name else set()
+    files = {file.name for file in folder.iterdir() if file.is_file()}
+    assert files == own | {
+        "image.png",
+        "model.json",
+        "model.safetensors",
+        "projector.py",
+        "reused_head.py",
+        "use.py",
+    }
+    for file in folder.glob("*.py"):
+        assert "import kdistill" not in file.read_text()
+        assert "from kdistill" not in file.read_text()
+
+
+@pytest.mark.parametrize("reused", [None, REUSED])
+def test_rebuild_makes_what_model_json_describes(tmp_path: Path, reused: dict[str, Any] | None) -> None:
+    """The stored weights fit, and the logits are the student's."""
+    student = make_student(tmp_path, "resnet8", {"width": 4}, 3, (12, 8), reused_head=reused)
+    again = rebuild(json.loads((tmp_path / "model.json").read_text()))
+    assert type(again.net) is type(student.net)
+    fit_state(again.net, load_state(tmp_path / "model.safetensors"), "model.safetensors")
+    images = torch.randint(0, 256, (2, 3, 12, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(images), student(images))
+
+
+# --- other tasks, other inputs ---
+
+
+def predictor(folder: Path, **about: Any) -> tuple[Classifier, torch.Tensor]:
+    """A student for 12 numbers, and its outputs for 0, -0.1, 0.2, ..."""
+    folder.mkdir()
+    student = make_student(folder, "mlp", {"hidden": [8]}, 12, (1, 1), input="vector", **about)
+    with torch.no_grad():
+        student.net.head.weight.mul_(5)  # some labels beyond doubt
+    save_weights(student.net, folder / "model.safetensors")
+    with torch.inference_mode():
+        outputs: torch.Tensor = student(torch.tensor(NUMBERS).view(1, 12, 1, 1))[0]
+    return student, outputs
+
+
+NUMBERS = [(-1) ** i * i / 10 for i in range(12)]
+WORDS = ",".join(map(str, NUMBERS))
+
+
+def test_numbers_are_classified(tmp_path: Path) -> None:
+    """`python use.py 0.1,0.2,...` takes floats as they are, not as pixels; the folder needs no Pillow."""
+    _, logits = predictor(tmp_path / "student")
+    lines = run_alone(tmp_path / "student", "use.py", WORDS).splitlines()
+    probabilities = logits.softmax(dim=0)
+    order = probabilities.argsort(descending=True)[:5].tolist()
+    assert lines == [f"{probabilities[index].item():7.2%}  {CLASSES[index]}" for index in order]
+    text = (tmp_path / "student" / "use.py").read_text()
+    assert "PIL" not in text
+    assert text.startswith(
+        '"""Classify a row of numbers with the network in this folder:  python use.py 0.1,0.2,...\n\n'
+        "kdistill made this folder and is not needed here: torch and safetensors are.\n"
+    )
+
+
+def test_a_wrong_number_of_numbers_is_told(tmp_path: Path) -> None:
+    """Expected and got."""
+    predictor(tmp_path / "student")
+    code = "import use\ntry: use.preprocess('1,2')\nexcept ValueError as ex: print(ex)"
+    assert run_alone(tmp_path / "student", "-c", code) == "expected 12 numbers, got 2\n"
+
+
+def test_several_labels_are_printed_with_their_own_probabilities(tmp_path: Path) -> None:
+    """Every label above one half, the likeliest first: sigmoids, which do not sum to one."""
+    _, logits = predictor(tmp_path / "student", task="multilabel")
+    expected = sorted(
+        ((p, name) for p, name in zip(logits.sigmoid().tolist(), CLASSES, strict=True) if p > 0.5),
+        reverse=True,
+    )
+    assert 1 < len(expected) < len(CLASSES)
+    lines = run_alone(tmp_path / "student", "use.py", WORDS).splitlines()
+    assert lines == [f"{p:7.2%}  {name}" for p, name in expected]
+
+
+def test_the_best_label_is_printed_where_none_is_likely(tmp_path: Path) -> None:
+    """One line, below one half."""
+    student, logits = predictor(tmp_path / "student", task="multilabel")
+    with torch.no_grad():
+        student.net.head.bias.sub_(logits.max() + 1)
+    save_weights(student.net, tmp_path / "student" / "model.safetensors")
+    best = CLASSES[logits.argmax()]
+    assert run_alone(tmp_path / "student", "use.py", WORDS) == f" 26.89%  {best}\n"  # sigmoid(-1)
+
+
+def test_values_are_printed_in_their_own_units(tmp_path: Path) -> None:
+    """Regression: output * target_std + target_mean, by the names of the values."""
+    mean, std = [float(10 * i) for i in range(6)], [float(i + 1) for i in range(6)]
+    _, outputs = predictor(tmp_path / "student", task="regression", target_mean=mean, target_std=std)
+    lines = run_alone(tmp_path / "student", "use.py", WORDS).splitlines()
+    values = [o * s + m for o, m, s in zip(outputs.tolist(), mean, std, strict=True)]
+    assert [line.split("  ")[1] for line in lines] == CLASSES
+    assert [float(line.split("  ")[0]) for line in lines] == pytest.approx(values, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_images_can_have_other_tasks_too(tmp_path: Path, task: str) -> None:
+    """The script reads an image and prints what the task says."""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    make_student(folder, "cnn", {"channels": [4]}, 3, (8, 8), task=task)
+    Image.new("RGB", (9, 9), "red").save(folder / "red.png")
+    lines = run_alone(folder, "use.py", "red.png").splitlines()
+    assert {line.split("  ")[-1] for line in lines} <= set(CLASSES)
+    assert len(lines) == 6 if task == "regression" else lines
+
+
+def test_model_json_says_task_and_input_only_where_they_are_others(tmp_path: Path) -> None:
+    """Classification of images is what a folder without these keys is for."""
+    predictor(tmp_path / "a", task="regression")
+    model = json.loads((tmp_path / "a" / "model.json").read_text())
+    assert {key: model[key] for key in ("task", "input", "target_mean", "target_std")} == {
+        "task": "regression",
+        "input": "vector",
+        "target_mean": [0.0] * 6,
+        "target_std": [1.0] * 6,
+    }

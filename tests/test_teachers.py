@@ -67,7 +67,7 @@ def test_stored_logits_are_found_by_view_and_sample(
     indices = torch.tensor([3, 0])
     batch = Batch(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), indices)
 
-    rows = StoredTeacher(tmp_path / "logits.npy", CPU.device)(batch, 1)
+    rows = StoredTeacher(tmp_path / "logits.npy", CPU.device)(batch, 1, 4.0).logits
 
     assert rows.tolist() == [[21, 22, 23], [12, 13, 14]]
     assert rows.dtype == torch.float32

@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
+from kdistill import plugins
 from kdistill.config import explain, folders, safety
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError, did_you_mean
@@ -114,20 +116,25 @@ def validate(cfg: DictConfig) -> Config:
 def long_form(word: str) -> str:
     """Rewrite short forms to Hydra's.
 
-    >>> long_form("student.optim=adamw"), long_form("student.params.width=8")
-    ('optim@student.optim=adamw', '++student.params.width=8')
+    >>> long_form("student.optim=adamw"), long_form("student.params.width=8"), long_form("assistant=resnet14")
+    ('optim@student.optim=adamw', '++student.params.width=8', 'teacher@assistant=resnet14')
     """
     mounted = re.fullmatch(r"((?:teacher|student|finetune)\.optim(\.schedule)?)=([\w/-]+(?:,[\w/-]+)*)", word)
     if mounted:
         key, is_schedule, options = mounted.groups()
         return f"{'schedule' if is_schedule else 'optim'}@{key}={options}"
-    # Architectures have parameters that their YAML does not list; the schema checks the names.
-    return f"++{word}" if re.match(r"(teacher|student)\.params\.\w+=", word) else word
+    if re.match(r"assistant=(?!null$)", word):
+        return f"teacher@{word}"
+    # Architectures have parameters that their YAML does not list; the schema checks the names. An assistant
+    # has no section of its own until some of it is set.
+    return (
+        f"++{word}" if re.match(r"((teacher|student)\.params(\.[\w.]+)?|assistant\.[\w.]+)=", word) else word
+    )
 
 
 def short_form(word: str) -> str:
     """The short form that the user may have written: `optim@student.optim=sgd` -> `student.optim=sgd`."""
-    return re.sub(r"^(optim|schedule)@", "", word.removeprefix("++"))
+    return re.sub(r"^(optim|schedule|teacher)@", "", word.removeprefix("++"))
 
 
 def users_words(overrides: Sequence[str]) -> list[str]:
@@ -140,6 +147,8 @@ def users_words(overrides: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _composer() -> Iterator[None]:
+    for name, loss in plugins.losses().items():
+        ConfigStore.instance().store(group="loss", name=name, node=loss.section, package="loss")
     with initialize_config_dir(str(folders.shipped_dir()), version_base=VERSION_BASE):
         yield
 
@@ -253,8 +262,10 @@ def _unknown_option(ex: MissingConfigException, words: Sequence[str]) -> tuple[s
     for word in words:
         key, _, option = word.partition("=")
         group = key.lstrip("+").partition("@")[0]
-        if missing == f"{group}/{option}":
-            return word, explain.unknown_option(group, option, options, short_form(word), folder)
+        for name in option.strip("[]").replace(" ", "").split(","):  # feature=[at,sp]
+            if missing == f"{group}/{name}":
+                options = list(folders.groups().get(group, options))
+                return word, explain.unknown_option(group, name, options, short_form(word), folder)
     group, _, option = missing.partition("/")
     return None, f"a config names it: {explain.unknown_option(group, option, options, '', folder)}"
 

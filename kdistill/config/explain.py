@@ -64,7 +64,9 @@ def _problem(error: ErrorDetails, data: Mapping[str, Any]) -> str:
         return f"{_ask(f'no setting {path!r}', _near(path, siblings))}\n{_settings(parent, siblings)}"
     if kind == "value_error":
         text = error["msg"].removeprefix("Value error, ").replace("input should", "must")
-        return f"{path}.{text}" if text.startswith("params.") else f"{path}: {text}"
+        if text.startswith("params."):
+            return f"{path}.{text}"
+        return f"{path}: {text}" if path else text
     if kind == "union_tag_invalid":
         path, given = f"{path}.{_discriminator(error)}", error["ctx"]["tag"]
         expected = error["ctx"]["expected_tags"].replace("'", "").split(", ")
@@ -111,9 +113,17 @@ def _untagged(error: ErrorDetails, data: Mapping[str, Any]) -> str:
     """The dotted path of a problem without the tags that pydantic adds for the variants of a union."""
     path: list[str] = []
     node: Any = data
+    tagged: Any = None
     for part in error["loc"]:
         is_last_of_missing = error["type"] == "missing" and part is error["loc"][-1]
+        if not isinstance(node, Mapping | list | tuple):
+            continue  # the tag of a variant of a plain value
         if isinstance(node, Mapping) and part not in node and not is_last_of_missing:
+            continue
+        if isinstance(node, Mapping) and part == node.get("kind") and node is not tagged:
+            tagged = node  # loss=features has a setting of its own kind's name
+            continue
+        if not isinstance(node, Mapping) and not isinstance(part, int):
             continue
         path.append(str(part))
         if isinstance(node, Mapping):
@@ -236,9 +246,8 @@ def unknown_option(group: str, option: str, options: Sequence[str], word: str, f
         family = option.partition("/")[0]
         return f"no option {option!r} in group {group!r}: write {key}={family} {key}.name={option}"
     near = did_you_mean(option, options)
-    return (
-        f"{_ask(f'no option {option!r} in group {group!r}', near)}\nchoose from: {', '.join(sorted(options))}"
-    )
+    own = "\nor name the file that registers it: --trust FILE.py" if group == "loss" and not near else ""
+    return f"{_ask(f'no option {option!r} in group {group!r}', near)}\nchoose from: {', '.join(sorted(options))}{own}"
 
 
 # --- everything else that composing may raise ---

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdistill import plugins
 from kdistill.errors import ConfigError
 
 _user_dirs: list[Path] = []
@@ -70,13 +71,17 @@ def own_options_dir() -> Path:
 
 
 def groups() -> dict[str, dict[str, Path]]:
-    """Every config group with its options and their files, `hydra` apart; the user's file wins."""
+    """Every config group with its options and their files, `hydra` apart; the user's file wins.
+
+    A registered loss is an option, too; its file is the Python file.
+    """
     found: dict[str, dict[str, Path]] = {"experiment": {}}
     for folder in (shipped_dir(), *reversed(_user_dirs)):
         for file in sorted(folder.glob("*/**/*.yaml")):
             group, _, option = file.relative_to(folder).with_suffix("").as_posix().partition("/")
             if group != "hydra":
                 found.setdefault(group, {})[option] = file
+    found["loss"] |= {name: loss.file for name, loss in plugins.losses().items()}
     return {
         group: {name: options[name] for name in sorted(options, key=_natural)}
         for group, options in sorted(found.items())

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from kdistill.config.models import check_params
+from kdistill.config.data import Dataset
+from kdistill.config.losses import Loss
+from kdistill.config.models import EnsembleParams, check_params, kind_of
+from kdistill.config.section import Section, Seed
+from kdistill.errors import did_you_mean
 
+#: YAML reads the name of a class that is a number as one
+ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 Stage = Literal["train-teacher", "soft-targets", "distill", "finetune", "eval", "run"]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, no unknown keys, no nan or infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # --- optimisation: mounted at teacher.optim, student.optim and finetune.optim ---
@@ -105,6 +104,18 @@ class Training(Section):
         return self
 
 
+class Input(Section):
+    """What a network is shown of the data set's images."""
+
+    size: int | None = Field(
+        ge=2, description="height and width that images are resized to; null: as they are"
+    )
+    grey: bool = Field(description="show colour images in grey")
+    augment: bool = Field(
+        description="false: show clean images while the student learns, without augmentation"
+    )
+
+
 class Model(Training):
     """A network and how it is trained: the teacher's or the student's section."""
 
@@ -118,6 +129,7 @@ class Model(Training):
         description="standard deviation of each channel that the weights expect; null: the data's"
     )
     seed: Seed = Field(description="seed of initialisation and order of the samples")
+    input: Input
 
     @model_validator(mode="after")
     def _mean_with_std(self) -> Model:
@@ -129,100 +141,91 @@ class Model(Training):
 
     @model_validator(mode="after")
     def _params_fit_name(self) -> Model:
-        check_params(self.name, self.params)
+        if isinstance(self, Teacher) or kind_of(self.name) == "network":  # other students are refused as such
+            check_params(self.name, self.params)
         return self
 
 
-# --- data ---
+class Teacher(Model):
+    """What teaches: a network, or another source of logits that its name stands for."""
+
+    class_map: dict[ClassName, ClassName] | None = Field(
+        description="teacher's class: student's class, where their names differ; null: by name"
+    )
+
+    @property
+    def kind(self) -> str:
+        """`network`, `ensemble`, `estimator`, `folder` or `file`."""
+        return kind_of(self.name)
+
+    @model_validator(mode="after")
+    def _source_is_given(self) -> Teacher:
+        if self.kind in ("folder", "file") and self.weights in (None, "DEFAULT"):
+            what = "a folder with a trained network" if self.kind == "folder" else "a file of its outputs"
+            raise ValueError(f"{self.name} needs {what}: set teacher.weights=PATH")
+        if self.kind in ("ensemble", "estimator") and self.weights is not None:
+            raise ValueError(f"{self.name} takes no weights (got weights={self.weights})")
+        return self
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> Teacher:
+        _ = self.members
+        return self
+
+    @property
+    def members(self) -> dict[str, Teacher]:
+        """The members of an ensemble: each has the teacher's settings but for what it sets itself."""
+        if self.kind != "ensemble":
+            return {}
+        params = EnsembleParams.model_validate(self.params)
+        for name, own in params.members.items():
+            if own.get("name", "ensemble") == "ensemble":
+                raise ValueError(
+                    f"params.members.{name}.name={own.get('name', 'null')}: name a network or another teacher, for"
+                    f" example {{{name}: {{name: resnet20, seed: 1}}}}; an ensemble has no ensembles as members"
+                )
+        return {name: derived(self, own, f"params.members.{name}") for name, own in params.members.items()}
 
 
-class Augment(Section):
-    crop: int = Field(ge=0, description="pixels of zero padding before a random crop; 0: no crop")
-    flip: bool = Field(description="flip left and right with probability 1/2")
+def derived(section: Any, own: dict[str, Any], where: str) -> Any:
+    """A section with some settings of its `own`, which may be nested; raises `ValueError`.
+
+    `params` are replaced together with the `name` that they belong to.
+    """
+    base = section.model_dump(mode="json")
+    if "name" in own:
+        base["params"] = {}
+    try:
+        return type(section).model_validate(_merged(base, own))
+    except ValidationError as ex:
+        raise ValueError(_told(ex.errors()[0], base, where)) from None
 
 
-class _Dataset(Section):
-    validation: float = Field(gt=0, lt=1, description="share of the training data kept for validation")
-    split_seed: Seed = Field(description="seed of the cut between training and validation")
-    train_samples: int | None = Field(ge=1, description="use only so many training samples, per class alike")
-    augment: Augment
+def _told(problem: Any, known: Any, where: str) -> str:
+    """A problem in one line; `known` are settings as they may be. The tags of unions are no part of the path."""
+    path = [where]
+    for part in problem["loc"]:
+        if isinstance(known, dict) and part not in known and problem["type"] != "extra_forbidden":
+            continue
+        if problem["type"] == "extra_forbidden" and part == problem["loc"][-1]:
+            return f"{'.'.join(path)}: no setting {part!r}.{did_you_mean(part, known)}"
+        if not isinstance(known, dict) or part in known:
+            path.append(str(part))
+            known = known[part] if isinstance(known, dict) else None
+    text = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] == "value_error" else f"={problem['input']}"
+    return f"{'.'.join(path)}{given}: {text[0].lower()}{text[1:]}"
 
 
-class Digits(_Dataset):
-    name: Literal["digits"]
-
-
-class Downloaded(_Dataset):
-    name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100"]
-    root: str | None = Field(description="folder of the data set's files; null: look in the usual places")
-    download: bool = Field(description="download the files when they are not found")
-
-
-class ImageFolder(_Dataset):
-    name: Literal["image_folder"]
-    root: str = Field(description="a folder per class, or train/, val/, test/ with a folder per class each")
-    image_size: int = Field(ge=4, description="height and width in pixels that images are brought to")
-    channels: Literal[1, 3] = Field(description="1: grey, 3: colour")
-    test: float = Field(gt=0, lt=1, description="share kept for the test split when there is no test/ folder")
-    on_error: Literal["raise", "skip"] = Field(description="a corrupt image: stop, or count it and go on")
-
-
-class Synthetic(_Dataset):
-    name: Literal["synthetic"]
-    classes: int = Field(ge=2, description="number of classes")
-    channels: int = Field(ge=1, description="image channels")
-    image_size: int = Field(ge=2, description="height and width in pixels")
-    samples: int = Field(ge=8, description="training samples, before validation is cut off")
-    test_samples: int = Field(ge=1, description="test samples")
-    noise: float = Field(ge=0, description="standard deviation of the noise, where class patterns have 1")
-    seed: Seed = Field(description="seed of the images")
-
-
-Dataset = Annotated[Digits | Downloaded | ImageFolder | Synthetic, Field(discriminator="name")]
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    both = {**base, **own}
+    for key, value in own.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            both[key] = _merged(base[key], value)
+    return both
 
 
 # --- distillation ---
-
-
-class KDLoss(Section):
-    """alpha * CE(student, labels) + beta * T^2 * KL(teacher at T || student at T)."""
-
-    kind: Literal["kd"]
-    alpha: float = Field(ge=0, description="weight of the cross entropy with the labels (hard term)")
-    beta: float | None = Field(ge=0, description="weight of the soft term; null: 1 - alpha")
-    T: float = Field(gt=0, description="temperature: both sets of logits are divided by it")
-
-    @model_validator(mode="after")
-    def _weights(self) -> KDLoss:
-        if self.beta is None and self.alpha > 1:
-            raise ValueError(
-                f"beta=null means 1 - alpha, so alpha must be at most 1 (got {self.alpha:g}); set loss.beta"
-            )
-        if self.alpha == 0 and self.beta == 0:
-            raise ValueError("alpha and beta are both 0: there is nothing to learn from")
-        return self
-
-    @property
-    def soft_weight(self) -> float:
-        """`beta`, with null read as `1 - alpha`."""
-        return 1 - self.alpha if self.beta is None else self.beta
-
-
-class CELoss(Section):
-    """CE(student, labels) alone: the control, which no teacher reaches."""
-
-    kind: Literal["ce"]
-
-    @property
-    def alpha(self) -> float:
-        return 1.0
-
-    @property
-    def soft_weight(self) -> float:
-        return 0.0
-
-
-Loss = Annotated[KDLoss | CELoss, Field(discriminator="kind")]
 
 
 class SoftTargets(Section):
@@ -233,6 +236,15 @@ class SoftTargets(Section):
     dtype: Literal["float16", "float32"] = Field(description="number format of stored logits")
     batch_size: int = Field(ge=1, description="the teacher always runs on batches of exactly this size")
     seed: Seed = Field(description="seed of the augmented views")
+
+
+class Mixing(Section):
+    """Mixed images in the student's training: each with a share of another one and of its label."""
+
+    kind: Literal["none", "mixup", "cutmix"]
+    concentration: float = Field(
+        gt=0, description="the share is drawn from Beta(concentration, concentration)"
+    )
 
 
 class Finetune(Training):
@@ -257,9 +269,46 @@ class Config(Section):
     runs: str = Field(min_length=1, description="folder for artifacts and run logs")
     force: bool = Field(description="make the stage's artifact again even when it is there")
     dataset: Dataset
-    teacher: Model
+    teacher: Teacher
+    assistant: dict[str, Any] | None = Field(
+        description="a network between teacher and student: the student's settings but for these; null: none"
+    )
     student: Model
+    generations: int = Field(
+        ge=1, description="students trained one after another, each taught by the one before"
+    )
     loss: Loss
+    mixing: Mixing
     soft_targets: SoftTargets
     finetune: Finetune
     device: Device
+
+    @model_validator(mode="after")
+    def _students_are_networks(self) -> Config:
+        for role, section in (("student", self.student), ("assistant", self.assistant_model)):
+            if section is not None and kind_of(section.name) != "network":
+                raise ValueError(f"{role}.name={section.name}: only a network can be trained as {role}")
+        return self
+
+    @property
+    def assistant_model(self) -> Model | None:
+        """The assistant's whole section: its own settings over the student's."""
+        if self.assistant is None:
+            return None
+        assistant: Model = derived(self.student, self.assistant, "assistant")
+        return assistant
+
+    @property
+    def steps(self) -> list[Config]:
+        """The chain that `assistant` and `generations` stand for, as plain configs; the last is the student's own.
+
+        Each step's student teaches the next one. Generations differ in their seed: `student.seed` and on.
+        """
+        plain = self.model_copy(update={"assistant": None, "generations": 1})
+        steps = []
+        if self.assistant_model is not None:
+            steps.append(plain.model_copy(update={"student": self.assistant_model}))
+        for generation in range(self.generations):
+            seeded = self.student.model_copy(update={"seed": self.student.seed + generation})
+            steps.append(plain.model_copy(update={"student": seeded}))
+        return steps

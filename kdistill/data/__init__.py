@@ -1,7 +1,20 @@
-"""Labelled images in batches: data sets, splits, and replayable augmentation."""
+"""Images in batches: data sets, splits, replayable augmentation and mixing."""
 
 from kdistill.data.datasets import load_data
+from kdistill.data.inputs import InputView
+from kdistill.data.mixing import Mixing
 from kdistill.data.splits import Batch, Data, Split, sample_order
+from kdistill.data.unlabelled import transfer
 from kdistill.data.views import Views
 
-__all__ = ["Batch", "Data", "Split", "Views", "load_data", "sample_order"]
+__all__ = [
+    "Batch",
+    "Data",
+    "InputView",
+    "Mixing",
+    "Split",
+    "Views",
+    "load_data",
+    "sample_order",
+    "transfer",
+]

@@ -2,52 +2,77 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 
-from kdistill.config import schema
+from kdistill.config.data import (
+    Dataset,
+    Diabetes,
+    Digits,
+    Downloaded,
+    ImageFolder,
+    ImageTable,
+    Synthetic,
+    TaskName,
+)
+from kdistill.data.assemble import from_arrays
 from kdistill.data.downloaded import read_downloaded
 from kdistill.data.folder import load_image_folder
-from kdistill.data.splits import ArraySplit, Data, Split, channel_statistics, check_classes, cut, subset
+from kdistill.data.splits import ArraySplit, Data, cut
+from kdistill.data.table import load_image_table
+from kdistill.data.unlabelled import with_unlabelled
 
 # Not the user's split_seed: another cut of train and validation must leave the test split as it is.
 TEST_SEED = 0
-DIGITS_TEST_SHARE = 0.2
+TEST_SHARE = 0.2
 
 
-def load_data(config: schema.Dataset, *, workers: int = 0, memory_gb: float = 4.0) -> Data:
+def load_data(config: Dataset, *, workers: int = 0, memory_gb: float = 4.0) -> Data:
     """Return the data set that the config names; its test split is read on first use.
 
-    `workers` processes decode image files; an image folder of up to `memory_gb` GiB, decoded, is held in
+    `workers` processes decode image files; image files of up to `memory_gb` GiB, decoded, are held in
     memory. Neither changes a pixel. Raises DataError when files are missing, damaged or too few.
     """
+    data = _labelled(config, workers, memory_gb)
+    if isinstance(config, Diabetes) or config.unlabelled is None:
+        return data
+    skip = isinstance(config, ImageFolder | ImageTable) and config.on_error == "skip"
+    return with_unlabelled(data, config.unlabelled, skip_corrupt=skip, workers=workers, memory_gb=memory_gb)
+
+
+def _labelled(config: Dataset, workers: int, memory_gb: float) -> Data:
     match config:
-        case schema.Digits():
+        case Digits():
             return _digits(config)
-        case schema.Downloaded():
+        case Downloaded():
             train, classes = read_downloaded(config, train=True)
-            return _from_arrays(config, classes, train, lambda: read_downloaded(config, train=False)[0])
-        case schema.Synthetic():
+            test = lambda: read_downloaded(config, train=False)[0]  # noqa: E731
+            return from_arrays(config, classes, "classification", train, test)
+        case Synthetic():
             return _synthetic(config)
-        case schema.ImageFolder():
+        case Diabetes():
+            return _diabetes(config)
+        case ImageFolder():
             return load_image_folder(config, workers=workers, memory_gb=memory_gb, test_seed=TEST_SEED)
+        case ImageTable():
+            return load_image_table(config, workers=workers, memory_gb=memory_gb, test_seed=TEST_SEED)
 
 
-def _digits(config: schema.Digits) -> Data:
+def _digits(config: Digits) -> Data:
     digits = load_digits()
     grey = np.rint(digits.images * 255 / 16).astype(np.uint8)
     whole = ArraySplit(torch.from_numpy(grey)[:, None], torch.from_numpy(digits.target).long())
-    rest, test = cut(whole.labels, DIGITS_TEST_SHARE, TEST_SEED)
+    rest, test = cut(whole.labels, TEST_SHARE, TEST_SEED)
     classes = [str(name) for name in digits.target_names]
-    return _from_arrays(config, classes, whole.select(rest), lambda: whole.select(test))
+    return from_arrays(config, classes, "classification", whole.select(rest), lambda: whole.select(test))
 
 
-def _synthetic(config: schema.Synthetic) -> Data:
-    """Class patterns of coarse random blocks, N(0, 1) per pixel, plus N(0, noise^2), brought to uint8."""
+def _synthetic(config: Synthetic) -> Data:
+    """Class patterns of coarse random blocks, N(0, 1) per pixel, plus N(0, noise^2), brought to uint8.
+
+    With several labels, an image is the sum of its classes' patterns, divided by the root of their number.
+    """
     size, shape = config.image_size, (config.channels, config.image_size, config.image_size)
     blocks = -(-size // 4)
     coarse = np.random.default_rng([config.seed, 0]).standard_normal(
@@ -61,38 +86,35 @@ def _synthetic(config: schema.Synthetic) -> Data:
         labels = np.arange(n) % config.classes
         pixels = np.random.default_rng([config.seed, stream]).standard_normal((n, *shape), dtype=np.float32)
         pixels *= config.noise
-        pixels += patterns[labels]
+        if config.max_labels is None:
+            pixels += patterns[labels]
+        else:
+            shown = _several_labels(config, labels, stream)
+            weights = shown / np.sqrt(shown.sum(axis=1, keepdims=True))
+            pixels += np.tensordot(weights.astype(np.float32), patterns, axes=1)
+            labels = shown.astype(np.float32)
         grey = np.rint(pixels * scale + 127.5).clip(0, 255).astype(np.uint8)
         return ArraySplit(torch.from_numpy(grey), torch.from_numpy(labels))
 
     classes = [str(label) for label in range(config.classes)]
-    return _from_arrays(config, classes, draw(1, config.samples), lambda: draw(2, config.test_samples))
+    task: TaskName = "classification" if config.max_labels is None else "multilabel"
+    return from_arrays(config, classes, task, draw(1, config.samples), lambda: draw(2, config.test_samples))
 
 
-def _from_arrays(
-    config: schema.Dataset, classes: Sequence[str], whole: ArraySplit, read_test: Callable[[], ArraySplit]
-) -> Data:
-    """Cut validation from `whole`, keep `train_samples` of the rest, and measure what is left."""
-    rest, held_out = cut(whole.labels, config.validation, config.split_seed)
-    kept = rest[subset(whole.labels[rest], config.train_samples, classes, config.split_seed)]
-    train, validation = whole.select(kept), whole.select(held_out)
-    check_classes(train.labels, classes, "train")
-    check_classes(validation.labels, classes, "validation")
-    mean, std = channel_statistics(train, torch.arange(len(train)))
+def _several_labels(config: Synthetic, first: np.ndarray, stream: int) -> np.ndarray:
+    """Bool `[n, classes]`: the class `first` of each image and, at random, up to max_labels - 1 others."""
+    assert config.max_labels is not None
+    rng = np.random.default_rng([config.seed, stream, 1])
+    counts = rng.integers(1, config.max_labels, len(first), endpoint=True)
+    places = rng.random((len(first), config.classes))
+    places[np.arange(len(first)), first] = -1
+    return places.argsort(axis=1).argsort(axis=1) < counts[:, None]
 
-    def test() -> tuple[Split, str]:
-        split = read_test()
-        return split, split.fingerprint(classes)
 
-    parts = train.fingerprint(classes) + validation.fingerprint(classes)
-    return Data(
-        train=train,
-        validation=validation,
-        classes=tuple(classes),
-        channels=train.images.shape[1],
-        image_size=(train.images.shape[2], train.images.shape[3]),
-        mean=mean,
-        std=std,
-        fingerprint=hashlib.sha256(parts.encode()).hexdigest(),
-        read_test=test,
-    )
+def _diabetes(config: Diabetes) -> Data:
+    """Ten features as channels of 1 x 1 images, so that each is normalised by itself."""
+    source = load_diabetes()
+    features = torch.from_numpy(source.data).float()[:, :, None, None]
+    whole = ArraySplit(features, torch.from_numpy(source.target).float()[:, None])
+    rest, test = cut(whole.labels, TEST_SHARE, TEST_SEED)
+    return from_arrays(config, ["progression"], "regression", whole.select(rest), lambda: whole.select(test))

@@ -30,7 +30,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets import utils
 
-from kdistill.config import schema
+from kdistill.config.data import Downloaded
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import DataError
 
@@ -44,7 +44,7 @@ _SILENT_SECONDS = 20
 _SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 
 
-def read_downloaded(config: schema.Downloaded, *, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
+def read_downloaded(config: Downloaded, *, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
     """Return one part of the data set and its class names; downloads when the config allows it.
 
     Raises DataError when the files are neither here nor to be had, or when one is damaged.
@@ -62,7 +62,7 @@ def read_downloaded(config: schema.Downloaded, *, train: bool) -> tuple[ArraySpl
 # --- where the files are ---
 
 
-def _places(config: schema.Downloaded) -> list[Path]:
+def _places(config: Downloaded) -> list[Path]:
     if config.root is not None:
         return [Path(config.root).expanduser()]
     chosen = os.environ.get("KDISTILL_DATA")
@@ -70,7 +70,7 @@ def _places(config: schema.Downloaded) -> list[Path]:
     return [Path(chosen).expanduser(), *usual] if chosen else usual
 
 
-def _folders(config: schema.Downloaded) -> list[Path]:
+def _folders(config: Downloaded) -> list[Path]:
     """All folders that may hold the files, best first."""
     inner = _inner_folder(config.name)
     folders = [place / inner for place in _places(config)]
@@ -103,12 +103,12 @@ def _locate(folder: Path, file: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _find(config: schema.Downloaded, train: bool) -> Path | None:
+def _find(config: Downloaded, train: bool) -> Path | None:
     files = _files(config.name, train)
     return next((f for f in _folders(config) if all(_locate(f, file) for file in files)), None)
 
 
-def _missing(config: schema.Downloaded, cause: str) -> str:
+def _missing(config: Downloaded, cause: str) -> str:
     compressed = ".gz" if "mnist" in config.name else ""
     files = dict.fromkeys(_files(config.name, True) + _files(config.name, False))
     return (
@@ -120,7 +120,7 @@ def _missing(config: schema.Downloaded, cause: str) -> str:
     )
 
 
-def _download(config: schema.Downloaded) -> None:
+def _download(config: Downloaded) -> None:
     """Download all files to the first of the usual places, or to `root`."""
     if not config.download:
         raise DataError(_missing(config, "dataset.download=false"))

@@ -1,60 +1,176 @@
-"""The one formula: loss = alpha * CE(student, labels) + beta * soft(student, teacher)."""
+"""The one formula: loss = alpha * CE(student, labels) + beta * soft(student, teacher) + weighted feature terms.
+
+`CE` stands for the task's hard loss. Weights and `T` may change from epoch to epoch; `Objective.at` gives
+the objective of one epoch, in which they are numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdistill.config.schema import CELoss, KDLoss
-from kdistill.losses.soft import kd_loss
+from kdistill import plugins
+from kdistill.config.losses import LabelSmoothingLoss, LogitLoss, Loss, OwnLoss
+from kdistill.config.section import Ramp, at, largest
+from kdistill.losses import controls, correlation, decoupled, matching, soft
+from kdistill.losses.outputs import Outputs
+from kdistill.tasks import CLASSIFICATION, Task
 
-#: (student_logits [N, K], teacher_logits [N, K]) -> scalar
-SoftLoss = Callable[[Tensor, Tensor], Tensor]
+#: kind -> function of `student_logits`, and of those of `teacher_logits`, `labels`, `T` and parameters that it names
+LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "kd": soft.kd_loss,
+    "reverse_kl": soft.reverse_kl_loss,
+    "js": soft.js_loss,
+    "soft_ce": soft.soft_ce_loss,
+    "logit_mse": soft.logit_mse_loss,
+    "hard_label": soft.hard_label_loss,
+    "dkd": decoupled.dkd_loss,
+    "nkd": decoupled.nkd_loss,
+    "dist": correlation.dist_loss,
+    "mlkd": correlation.mlkd_loss,
+    "ttm": matching.ttm_loss,
+    "wttm": matching.wttm_loss,
+    "ofa": matching.ofa_loss,
+    "teacher_free": controls.teacher_free_loss,
+}
+#: task -> kind -> the same idea where classes do not exclude each other, or where there are none
+OTHER_TASKS: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "multilabel": {"kd": soft.binary_kd_loss},
+    "regression": {"kd": soft.regression_mse_loss},
+}
+
+
+class Sample(Protocol):
+    """What the losses read of a batch; `kdistill.data.Batch` is one."""
+
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def indices(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SoftLoss:
+    """A loss on logits with its parameters bound."""
+
+    function: Callable[..., Tensor]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        return set(inspect.signature(self.function).parameters)
+
+    def __call__(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, T: float
+    ) -> Tensor:
+        given = {"teacher_logits": teacher_logits, "labels": labels, "T": T}
+        known = {name: value for name, value in given.items() if name in self.names}
+        return self.function(student_logits, **known, **self.parameters)
+
+
+@dataclass(frozen=True)
+class FeaturePart:
+    """A term on the features of pairs of layers (student's, teacher's), with its weight."""
+
+    name: str
+    weight: float | Ramp
+    term: nn.Module
+    pairs: tuple[tuple[str, str], ...]
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Sample) -> Tensor:
+        # float32 whatever the networks' precision: relations between samples drown in bfloat16's rounding
+        theirs = [teacher.features[name].float() for _, name in self.pairs]
+        own = [student.features[name].float() for name, _ in self.pairs]
+        value: Tensor = self.term(own, theirs, batch.labels, batch.indices)
+        return value
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a student is trained on; calling it returns the weighted terms, which add up to the loss.
+    """What a network is trained on; calling it returns the weighted terms, which add up to the loss.
 
-    `alpha` weighs the cross entropy with the labels (hard term), `beta` the soft loss. A term of
-    weight zero is not computed: with `beta=0` no teacher is asked.
+    `alpha` weighs the task's hard loss with the labels, `beta` the loss on logits. A term of weight zero is not
+    computed: with `beta=0` and no features no teacher is asked.
     """
 
-    alpha: float = 1.0
-    beta: float = 0.0
+    task: Task = CLASSIFICATION
+    alpha: float | Ramp = 1.0
     label_smoothing: float = 0.0
+    beta: float | Ramp = 0.0
     soft: SoftLoss | None = None
+    T: float | Ramp = 1.0
+    features: tuple[FeaturePart, ...] = ()
 
     @property
     def needs_teacher(self) -> bool:
-        return self.beta > 0
+        on_logits = self.soft is not None and "teacher_logits" in self.soft.names and largest(self.beta) > 0
+        return on_logits or any(largest(part.weight) > 0 for part in self.features)
 
-    def __call__(
-        self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Weighted terms by name (`hard`, `soft`) from `[N, K]` logits and `[N]` labels."""
+    @property
+    def student_layers(self) -> list[str]:
+        return [own for part in self.features for own, _ in part.pairs]
+
+    @property
+    def teacher_layers(self) -> list[str]:
+        return [theirs for part in self.features for _, theirs in part.pairs]
+
+    def at(self, progress: float) -> Objective:
+        """The objective after the share `progress` of the training, in (0, 1]: all weights are numbers."""
+        return replace(
+            self,
+            alpha=at(self.alpha, progress),
+            beta=at(self.beta, progress),
+            T=at(self.T, progress),
+            features=tuple(replace(part, weight=at(part.weight, progress)) for part in self.features),
+        )
+
+    def __call__(self, student: Outputs, batch: Sample, teacher: Outputs | None = None) -> dict[str, Tensor]:
+        """Weighted terms by name: `hard`, `soft`, and each feature term's own."""
+        alpha, beta = at(self.alpha, 1), at(self.beta, 1)
         terms: dict[str, Tensor] = {}
-        if self.alpha > 0:
-            hard = F.cross_entropy(student_logits.float(), labels, label_smoothing=self.label_smoothing)
-            terms["hard"] = self.alpha * hard
-        if self.beta > 0:
-            assert self.soft is not None
-            assert teacher_logits is not None
-            terms["soft"] = self.beta * self.soft(student_logits, teacher_logits)
-        return terms
+        if alpha > 0:
+            hard = self.task.hard_loss(student.logits, batch.labels, self.label_smoothing)
+            terms["hard"] = alpha * hard
+        if self.soft is not None and beta > 0:
+            terms["soft"] = beta * self._soft(student, batch, teacher)
+        for part in self.features:
+            if (weight := at(part.weight, 1)) > 0:
+                assert teacher is not None
+                terms[part.name] = weight * part(student, teacher, batch)
+        return terms or {"hard": 0.0 * student.logits.sum()}
+
+    def _soft(self, student: Outputs, batch: Sample, teacher: Outputs | None) -> Tensor:
+        assert self.soft is not None
+        own = student.logits
+        if teacher is not None and teacher.classes is not None:
+            own = own[:, teacher.classes]  # the teacher says nothing about the other classes
+        return self.soft(own, teacher.logits if teacher else None, batch.labels, at(self.T, 1))
 
 
-def build_objective(loss: KDLoss | CELoss, label_smoothing: float) -> Objective:
-    """The objective that a checked `loss` section describes."""
-    if isinstance(loss, CELoss):
-        return Objective(label_smoothing=label_smoothing)
-    return Objective(
-        alpha=loss.alpha,
-        beta=loss.soft_weight,
-        label_smoothing=label_smoothing,
-        soft=partial(kd_loss, T=loss.T),
-    )
+def build_objective(
+    loss: Loss,
+    label_smoothing: float = 0.0,
+    task: Task = CLASSIFICATION,
+    features: tuple[FeaturePart, ...] = (),
+) -> Objective:
+    """The objective that a checked `loss` section describes, with its feature terms already built."""
+    if isinstance(loss, LabelSmoothingLoss):
+        label_smoothing = loss.smoothing
+    objective = Objective(task=task, alpha=loss.alpha, label_smoothing=label_smoothing, features=features)
+    if not isinstance(loss, LogitLoss):
+        return objective
+    return replace(objective, beta=loss.soft_weight, soft=soft_loss(loss, task), T=getattr(loss, "T", 1.0))
+
+
+def soft_loss(loss: LogitLoss, task: Task = CLASSIFICATION) -> SoftLoss:
+    """The function on logits that a `loss` section names, with its parameters."""
+    if isinstance(loss, OwnLoss):
+        return SoftLoss(plugins.find(loss.name).function, loss.params)
+    function = OTHER_TASKS.get(task.name, LOGIT_LOSSES)[loss.kind]
+    own = {name: value for name, value in loss.parameters.items() if name != "T"}
+    names = inspect.signature(function).parameters
+    return SoftLoss(function, {name: value for name, value in own.items() if name in names})

@@ -2,13 +2,15 @@
 
 from kdistill.models.build import BUILDERS, build_network, check_name, normalisation
 from kdistill.models.classifier import Classifier, build_classifier
-from kdistill.models.portable import write_portable
+from kdistill.models.portable import rebuild, reused_head_of, write_portable
+from kdistill.models.reused_head import ReusedHead
 from kdistill.models.weights import Match, fit_state, load_state, load_weights, save_weights
 
 __all__ = [
     "BUILDERS",
     "Classifier",
     "Match",
+    "ReusedHead",
     "build_classifier",
     "build_network",
     "check_name",
@@ -16,6 +18,8 @@ __all__ = [
     "load_state",
     "load_weights",
     "normalisation",
+    "rebuild",
+    "reused_head_of",
     "save_weights",
     "write_portable",
 ]

@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdistill.artifacts import Artifact
+from kdistill.config.models import kind_of
 from kdistill.config.schema import Config
 from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
+from kdistill.stages.checks import check_method
 from kdistill.stages.distill import distill
 from kdistill.stages.finetune import check_epochs, finetune
-from kdistill.stages.job import Job, Role
+from kdistill.stages.job import ROLES, Job, Role
+from kdistill.stages.objectives import rehearse
 from kdistill.stages.pipeline import run
-from kdistill.stages.soft_targets import make_soft_targets
-from kdistill.stages.train_teacher import train_teacher
+from kdistill.stages.signals import class_map_of
+from kdistill.stages.soft_targets import make_soft_targets, read_file
+from kdistill.stages.train_teacher import check_fit, is_trainable, train_teacher
 
 #: stage -> (its function, the stage that usually comes next)
 MAKERS: dict[str, tuple[Callable[[Job], Artifact], str]] = {
@@ -37,49 +41,110 @@ TRAINED: dict[str, tuple[Role, ...]] = {
 
 def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
     """Run the stage that the config names. `overrides` are the user's words, for the suggested command."""
-    job = Job(config, overrides)
+    job = Job.open(config, overrides)
     if config.stage in MAKERS:
         make, following = MAKERS[config.stage]
         if config.stage == "distill" and not config.finetune.epochs:
             following = "eval"
-        return _made(job, make(job), following)
+        return _made(job, [make(maker) for maker in _makers(job)], following)
     return _judged(job, run(job) if config.stage == "run" else evaluation.evaluate(job))
 
 
+def _makers(job: Job) -> list[Job]:
+    """The jobs of the stage: one for each member of an ensemble where the teacher is made or asked."""
+    if job.config.stage == "train-teacher":
+        teachers = list(job.chain[0].teachers.values())
+        return [teacher for teacher in teachers if is_trainable(teacher)] or teachers
+    return list(job.teachers.values()) if job.config.stage == "soft-targets" else [job]
+
+
 def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] = ()) -> None:
-    """Refuse a sweep before its first job: a model, device or data that is not there, a missing teacher.
+    """Refuse a sweep before its first job: a model, device or data that is not there, a missing teacher, or a
+    method that the data or the teacher do not allow.
 
     Raises the `UserError` that the job itself would raise, perhaps after hours.
     """
     words = list(overrides) or [()] * len(configs)
     for config in configs:
-        for model in (config.teacher, config.student):
-            check_name(model.name)
+        for model in (config.teacher, *config.teacher.members.values(), *(c.student for c in config.steps)):
+            if kind_of(model.name) == "network":
+                check_name(model.name)
     tried: set[str] = set()
     with early_warnings():
         for config, line in zip(configs, words, strict=True):
-            _check_job(Job(config, line), tried)
+            _check_job(Job.open(config, line), tried)
 
 
 def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
-    if stage in ("soft-targets", "distill") and job.identity.needs_teacher:
-        job.require_teacher()
+    if stage in ("distill", "run"):
+        for step in job.chain:
+            check_method(step)
+    if stage in ("soft-targets", "distill") and (job.identity.needs_teacher or stage == "soft-targets"):
+        for teacher in job.teachers.values():
+            if not teacher.identity.is_file:
+                teacher.require_teacher()
+    if stage in ("soft-targets", "distill", "run"):
+        for teacher in (job if stage == "soft-targets" else job.chain[0]).teachers.values():
+            _try_given(teacher)
     if stage == "finetune":
         check_epochs(job.config.finetune)
     if stage in ("finetune", "eval"):
         job.require_student()
-    for role in TRAINED.get(stage, ()):
-        network = job.network_settings(role)
-        if network not in tried and not job.is_trained(role):
-            tried.add(network)
-            job.try_network(role)
+    roles = TRAINED.get(stage, ())
+    if "teacher" in roles:
+        for teacher in job.chain[0].teachers.values():
+            _try_teacher(teacher, tried)
+    if "student" in roles:
+        for step in job.chain if stage == "run" else [job]:
+            _try_network(step, "student", tried)
+            _try_features(step, tried)
     if stage == "run":
         _ = job.data.test  # found missing or damaged now, not after the training
 
 
-def _made(job: Job, artifact: Artifact, following: str) -> Result:
+def _try_teacher(job: Job, tried: set[str]) -> None:
+    teacher = job.config.teacher
+    if teacher.kind == "network":
+        _try_network(job, "teacher", tried)
+    elif teacher.kind == "estimator":
+        check_fit(job)
+
+
+def _try_given(job: Job) -> None:
+    """Read what the user brings along as a teacher: it may be damaged, or of other data."""
+    if job.previous is None and job.identity.needs_teacher:
+        if job.identity.is_file and job.find_soft_targets({}) is None:
+            read_file(job)
+        elif job.config.teacher.kind == "folder":
+            folder = job.require_teacher()
+            class_map_of(job, folder)
+            job.load(folder)
+
+
+def _try_features(job: Job, tried: set[str]) -> None:
+    """Pair the layers of student and teacher, and see that each feature term reaches the student."""
+    config = job.config
+    settings = [config.loss.model_dump_json(include={"features"}), str(config.student.batch_size)]
+    settings += [config.student.optim.model_dump_json(include={"accumulate"})]
+    settings += [step.network_settings(role) for step in job.chain for role in ROLES]
+    case = " ".join(settings)
+    if config.loss.features and case not in tried and not job.is_trained("student"):
+        tried.add(case)
+        with job.engine.seeded(0):
+            rehearse(job)
+
+
+def _try_network(job: Job, role: Role, tried: set[str]) -> None:
+    network = job.network_settings(role)
+    if network not in tried and not job.is_trained(role):
+        tried.add(network)
+        job.try_network(role)
+
+
+def _made(job: Job, artifacts: Sequence[Artifact], following: str) -> Result:
+    artifact = artifacts[-1]
     about = artifact.manifest
     scores = about.get("validation", {})
     row: dict[str, float | int | str] = {
@@ -87,22 +152,22 @@ def _made(job: Job, artifact: Artifact, following: str) -> Result:
     }
     row |= {"seconds": about["seconds"]}
     return Result(
-        objective=scores.get("top1"),
+        objective=scores.get(job.task.headline),
         row={**row, "artifact": artifact.folder.name},
-        tables=[_summary(artifact)],
-        message=f"{artifact.folder}\nnext: {job.command(following)}",
+        tables=[_summary(job, artifact) for artifact in artifacts],
+        message="\n".join([*(str(a.folder) for a in artifacts), f"next: {job.command(following)}"]),
         artifacts={artifact.kind: str(artifact.folder)},
     )
 
 
-def _summary(artifact: Artifact) -> Table:
+def _summary(job: Job, artifact: Artifact) -> Table:
     about = artifact.manifest
     facts: dict[str, object] = {"model": about["model"], "dataset": about["dataset"]}
     if "validation" in about:
         scores = about["validation"]
+        shown = [c for c in job.task.columns if c.key in (job.task.headline, "nll")]
+        facts |= {f"validation {c.heading}": c.text(scores[c.key]) for c in shown}
         facts |= {
-            "validation top-1 %": f"{100 * scores['top1']:.2f}",
-            "validation NLL": f"{scores['nll']:.4f}",
             "parameters": f"{about['parameters']:,}",
             "epochs": about["epochs"],
         }
@@ -115,13 +180,16 @@ def _summary(artifact: Artifact) -> Table:
 
 def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
     last = list(scores.values())[-1]
-    row: dict[str, float | int | str] = {f"{name} top1": round(v["top1"], 5) for name, v in scores.items()}
+    headline = job.task.headline
+    row: dict[str, float | int | str] = {
+        f"{name} {headline}": round(v[headline], 5) for name, v in scores.items()
+    }
     row |= {metric: round(last[metric], 5) for metric in ("nll", "ece", "agreement") if metric in last}
-    trained = [values["seconds"] for name, values in scores.items() if name != "teacher"]
+    trained = [values["seconds"] for name, values in scores.items() if not name.startswith("teacher")]
     row |= {"parameters": last["parameters"], "seconds": round(sum(trained), 2)}
     best = job.find_finetuned() if job.config.finetune.epochs else job.find_student()
     return Result(
-        objective=best.manifest["validation"]["top1"] if best else None,
+        objective=best.manifest["validation"][headline] if best else None,
         row=row,
         tables=[evaluation.table(job, scores)],
         message=f"student: {last['artifact']}\nnext: {_next_command(job)}",
@@ -131,10 +199,11 @@ def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
 
 def _next_command(job: Job) -> str:
     """What a user may want to know next: is the student better for its teacher?"""
-    free = [word for word in job.overrides if not word.startswith(("loss", "student.seed"))]
-    own_loss = any(word.startswith("loss.") for word in job.overrides)
-    if job.identity.needs_teacher and own_loss:
-        return job.command("run", [*free, "loss=ce"])
-    if job.identity.needs_teacher:
-        return job.command("run", [*free, "-m", "loss=kd,ce", "student.seed=0,1,2"])
-    return job.command("run", [*free, "loss=kd"])
+    free = [word for word in job.overrides if not word.startswith(("loss", "feature", "student.seed"))]
+    chosen = [word for word in job.overrides if word.startswith(("loss", "feature"))]
+    if job.config.loss.kind == "ce":
+        return job.command("run", [*free, "loss=kd"])
+    method = next((word for word in chosen if word.startswith("loss=")), "loss=kd")
+    if all(word == method for word in chosen):
+        return job.command("run", [*free, "-m", f"{method},ce", "student.seed=0,1,2"])
+    return job.command("run", [*free, "loss=ce"])

@@ -1,15 +1,17 @@
-"""Stage 3: train the student on the teacher's soft targets and the labels."""
+"""Stage 3: train the student on what the teacher says, and on the labels."""
 
 from __future__ import annotations
 
 from kdistill.artifacts import Artifact, Work
+from kdistill.data import Mixing
 from kdistill.identity import key_of
 from kdistill.loop import TrainingData
-from kdistill.losses import build_objective
-from kdistill.stages.job import Job
+from kdistill.stages.checks import check_method
+from kdistill.stages.job import Job, role_of
+from kdistill.stages.objectives import prepare
+from kdistill.stages.signals import teacher_signal
 from kdistill.stages.soft_targets import make_soft_targets
 from kdistill.stages.training import train_network
-from kdistill.teachers import LiveTeacher, StoredTeacher, TeacherSignal
 
 
 def distill(job: Job) -> Artifact:
@@ -20,6 +22,7 @@ def distill(job: Job) -> Artifact:
     found = job.find_student()
     if found and not job.forced("distill"):
         return found
+    check_method(job)
     parents = _parents(job)
     parts = job.identity.student
     return job.store.obtain(
@@ -34,32 +37,38 @@ def distill(job: Job) -> Artifact:
 
 
 def _parents(job: Job) -> dict[str, Artifact]:
-    """What the student learns from: nothing but labels, the live teacher, or its stored soft targets."""
+    """What the student learns from: nothing but labels, live teachers, or their stored soft targets."""
+    parents: dict[str, Artifact] = {}
     if not job.identity.needs_teacher:
-        return {}
-    parents = {"teacher": job.require_teacher()}
-    if job.identity.stored:
-        parents["soft-targets"] = make_soft_targets(job)
+        return parents
+    asked = {name: teacher for name, teacher in job.teachers.items() if not teacher.identity.is_file}
+    parents |= {role_of("teacher", name): teacher.require_teacher() for name, teacher in asked.items()}
+    for name, teacher in job.teachers.items():
+        if teacher.identity.stored:
+            parents[role_of("soft-targets", name)] = make_soft_targets(teacher)
     return parents
 
 
 def _train(job: Job, parents: dict[str, Artifact], work: Work) -> None:
-    student = job.config.student
+    student, mixing = job.config.student, job.config.mixing
     data = TrainingData(
-        split=job.data.train.to(job.engine.device),
+        split=job.transfer_set.to(job.engine.device),
         views=job.student_views,
         order_seed=student.seed,
         distinct_views=job.identity.views,
+        teacher_views=job.teacher_views if job.teacher_views != job.student_views else None,
+        mixing=None
+        if mixing.kind == "none"
+        else Mixing(mixing.kind, mixing.concentration, job.config.soft_targets.seed),
+        classes=len(job.data.classes),
     )
-    objective = build_objective(job.config.loss, student.label_smoothing)
-    signal = _teacher_signal(job, parents)
-    train_network(job, work, "student", student, objective, data, signal=signal, title="student")
-
-
-def _teacher_signal(job: Job, parents: dict[str, Artifact]) -> TeacherSignal | None:
-    if "soft-targets" in parents:
-        return StoredTeacher(parents["soft-targets"].file("logits.npy"), job.engine.device)
-    if "teacher" in parents:
-        network = job.load("teacher", parents["teacher"])
-        return LiveTeacher(network, job.config.soft_targets.batch_size, job.engine)
-    return None
+    train_network(
+        job,
+        work,
+        "student",
+        student,
+        lambda network: prepare(job, network, parents),
+        data,
+        signal=lambda layers: teacher_signal(job, parents, layers),
+        title="student",
+    )

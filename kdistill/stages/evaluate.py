@@ -2,78 +2,112 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from kdistill import metrics
 from kdistill.artifacts import Artifact
+from kdistill.config.losses import MutualLoss
+from kdistill.data import Split
 from kdistill.loop import predict
 from kdistill.records import Table
-from kdistill.stages.job import Job, Role
+from kdistill.stages.job import Job
+from kdistill.stages.signals import teacher_logits
 
 BATCH_SIZE = 256
 
 
 def evaluate(job: Job) -> dict[str, dict[str, Any]]:
-    """Test metrics of the teacher, the distilled and the fine-tuned student, as far as they are there.
+    """Test metrics of the teachers, the distilled and the fine-tuned student, as far as they are there.
 
-    Raises `MissingArtifact` when the student is not distilled.
+    Each is compared with what taught it. Raises `MissingArtifact` when the student is not distilled.
     """
     student = job.require_student()
     split = job.data.test.to(job.engine.device)
-    teacher_logits: Tensor | None = None
-    scores = {}
-    for name, role, artifact in _candidates(job, student):
-        logits, labels = predict(job.load(role, artifact), split, BATCH_SIZE, job.engine)
-        if name == "teacher":
-            teacher_logits = logits
-        scores[name] = {
-            **metrics.summarise(logits, labels, teacher_logits),
-            "images": len(labels),
-            "parameters": artifact.manifest["parameters"],
-            "bytes": artifact.file("model.safetensors").stat().st_size,
-            "seconds": artifact.manifest["seconds"],
-            "artifact": str(artifact.folder),
-        }
+    scores, theirs = _teachers(job.chain[0], split)
+    for number, step in enumerate(job.chain[:-1], 1):
+        artifact = step.require_student()
+        logits = _logits(step, artifact, split)
+        scores[f"step {number}"] = _judged(job, logits, split, theirs, [artifact])
+        theirs = logits
+    found = {"student": student}
+    if job.config.finetune.epochs and (finetuned := job.find_finetuned()) is not None:
+        found["fine-tuned"] = finetuned
+    for name, artifact in found.items():
+        scores[name] = _judged(job, _logits(job, artifact, split), split, theirs, [artifact])
     return scores
 
 
-def _candidates(job: Job, student: Artifact) -> list[tuple[str, Role, Artifact]]:
-    """In the table's order: the teacher first, since the others are compared with it."""
-    named: list[tuple[str, Role, Artifact | None]] = [
-        ("teacher", "teacher", job.find_teacher()),
-        ("student", "student", student),
-        ("fine-tuned", "student", job.find_finetuned() if job.config.finetune.epochs else None),
-    ]
-    return [(name, role, artifact) for name, role, artifact in named if artifact is not None]
+def _teachers(job: Job, split: Split) -> tuple[dict[str, dict[str, Any]], Tensor | None]:
+    """Scores of the teacher, of an ensemble's members before it, and the teacher's logits where there are some."""
+    scores = {}
+    found = {name: artifact for name, m in job.teachers.items() if (artifact := m.find_teacher()) is not None}
+    theirs = teacher_logits(job, split, BATCH_SIZE)
+    for name, artifact in found.items():
+        if name and (logits := teacher_logits(job.teachers[name], split, BATCH_SIZE)) is not None:
+            scores[f"teacher {name}"] = _judged(job, logits, split, theirs, [artifact])
+    if theirs is not None:
+        scores["teacher"] = _judged(job, theirs, split, theirs, list(found.values()))
+    return scores, theirs
+
+
+def _logits(job: Job, artifact: Artifact, split: Split) -> Tensor:
+    return predict(job.load(artifact), split, BATCH_SIZE, job.engine)[0]
+
+
+def _judged(
+    job: Job, logits: Tensor, split: Split, theirs: Tensor | None, artifacts: Sequence[Artifact]
+) -> dict[str, Any]:
+    return {
+        **job.task.summarise(logits, split.labels.cpu(), theirs),
+        "images": len(logits),
+        "parameters": sum(artifact.manifest["parameters"] for artifact in artifacts),
+        "bytes": sum(artifact.payload_bytes for artifact in artifacts),
+        "seconds": sum(artifact.manifest["seconds"] for artifact in artifacts),
+        "artifact": ", ".join(str(artifact.folder) for artifact in artifacts),
+    }
 
 
 def table(job: Job, scores: dict[str, dict[str, Any]]) -> Table:
     """The scores for a reader: percent, counts and bytes in readable units."""
-    rows: list[list[object]] = []
-    titles = {
-        "teacher": f"teacher {job.config.teacher.name}",
-        "student": f"student {job.config.student.name}, "
-        + ("distilled" if job.identity.needs_teacher else "labels only"),
-        "fine-tuned": f"student {job.config.student.name}, fine-tuned",
-    }
-    for name, values in scores.items():
-        rows.append(
-            [
-                titles[name],
-                f"{100 * values['top1']:.2f}",
-                f"{values['nll']:.4f}",
-                f"{100 * values['ece']:.2f}",
-                f"{100 * values['agreement']:.2f}" if "agreement" in values else "-",
-                f"{values['parameters']:,}",
-                f"{values['bytes'] / 1000:,.1f}",
-                f"{values['seconds']:.1f}",
-            ]
-        )
+    columns = [c for c in job.task.columns if any(c.key in values for values in scores.values())]
+    rows: list[list[object]] = [
+        [
+            _title(job, name),
+            *(c.text(values[c.key]) if c.key in values else "-" for c in columns),
+            f"{values['parameters']:,}" if values["parameters"] else "-",
+            f"{values['bytes'] / 1000:,.1f}",
+            f"{values['seconds']:.1f}",
+        ]
+        for name, values in scores.items()
+    ]
+    notes = [_NOTES[c.key] for c in columns if c.key in _NOTES]
     return Table(
         title=f"{job.config.dataset.name}: {max(values['images'] for values in scores.values()):,} test images",
-        columns=["", "top-1 %", "NLL", "ECE %", "agree %", "parameters", "file kB", "seconds"],
+        columns=["", *(c.heading for c in columns), "parameters", "file kB", "seconds"],
         rows=rows,
-        note="ECE: calibration error, 15 bins. agree: same class as the teacher. seconds: training time",
+        note=". ".join([*notes, "seconds: training time"]),
     )
+
+
+_NOTES = {
+    "ece": "ECE: calibration error, 15 bins",
+    "agreement": "agree: same class as the teacher",
+    "map": "mAP: mean average precision",
+}
+
+
+def _title(job: Job, name: str) -> str:
+    kind, _, which = name.partition(" ")
+    student = job.config.student.name
+    learnt = "distilled" if job.identity.needs_teacher else "labels only"
+    if isinstance(job.config.loss, MutualLoss):
+        learnt = "mutual learning"
+    if kind == "teacher":
+        return f"teacher {which or job.chain[0].config.teacher.name}"
+    if kind == "step":
+        return f"step {which}: {job.chain[int(which) - 1].config.student.name}, {learnt}"
+    if kind == "student":
+        return f"student {student}, {learnt}"
+    return f"student {student}, fine-tuned"

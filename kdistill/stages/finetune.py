@@ -9,6 +9,7 @@ from kdistill.identity import key_of
 from kdistill.loop import TrainingData
 from kdistill.losses import Objective
 from kdistill.stages.job import Job
+from kdistill.stages.objectives import Lesson
 from kdistill.stages.training import train_network
 
 
@@ -36,8 +37,17 @@ def _train(job: Job, student: Artifact, work: Work) -> None:
         first_epoch=job.config.student.epochs,
     )
     settings = job.config.finetune
-    objective = Objective(label_smoothing=settings.label_smoothing)
-    train_network(job, work, "student", settings, objective, data, start=student, title="fine-tuning")
+    objective = Objective(task=job.task, label_smoothing=settings.label_smoothing)
+    train_network(
+        job,
+        work,
+        "student",
+        settings,
+        lambda network: Lesson(network, objective, network),
+        data,
+        start=student,
+        title="fine-tuning",
+    )
 
 
 def check_epochs(settings: Finetune) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Sequence
@@ -11,34 +12,64 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from kdistill import plugins
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config import folders
-from kdistill.config.schema import Config, Dataset, Model
-from kdistill.data import Data, Views, load_data
+from kdistill.config.data import Dataset
+from kdistill.config.schema import Config, Model
+from kdistill.data import Data, InputView, Split, Views, load_data, transfer
 from kdistill.engine import Engine
 from kdistill.errors import ConfigError, MissingArtifact, ModelError, did_you_mean
 from kdistill.files import sha256_of
 from kdistill.identity import Identity, key_of
-from kdistill.models import Classifier, build_classifier, fit_state, load_state
+from kdistill.models import Classifier, build_classifier, fit_state, load_state, rebuild
+from kdistill.tasks import Task, task_of
 
 log = logging.getLogger("kdistill")
 Role = Literal["teacher", "student"]
 ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
-_NOT_THE_TEACHERS = ("student", "loss", "finetune", "soft_targets", "force")
+_STUDENTS = ("student", "assistant", "generations", "loss", "feature", "mixing", "finetune")
+_NOT_THE_TEACHERS = (*_STUDENTS, "soft_targets", "force")
 
 
 class Job:
     """A checked config with the machine, the data and the artifacts that belong to it.
 
-    `overrides` are the user's words on the command line, for the commands that messages suggest.
+    `overrides` are the user's words on the command line, for the commands that messages suggest. `previous` is
+    the step before in a chain, whose student is this one's teacher.
     """
 
-    def __init__(self, config: Config, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, config: Config, overrides: Sequence[str] = (), previous: Job | None = None) -> None:
         self.config = config
         self.overrides = list(overrides)
+        self.previous = previous
         self.engine = Engine.open(config.device)
         self.store = ArtifactStore(Path(config.runs) / "artifacts")
+
+    @classmethod
+    def open(cls, config: Config, overrides: Sequence[str] = ()) -> Job:
+        """The job of the last step of a config's chain; the steps before are its `previous` ones."""
+        job = None
+        for step in config.steps:
+            job = cls(step, overrides, job)
+        assert job is not None
+        return job
+
+    @property
+    def chain(self) -> list[Job]:
+        """The steps before this one, in their order, and this one."""
+        return [*(self.previous.chain if self.previous else []), self]
+
+    @cached_property
+    def teachers(self) -> dict[str, Job]:
+        """By name, a job for each teacher: the members of an ensemble, or this one under the name ""."""
+        members = {} if self.previous else self.config.teacher.members
+        alone = {"": self}
+        return {
+            name: Job(self.config.model_copy(update={"teacher": member}), self.overrides)
+            for name, member in members.items()
+        } or alone
 
     @cached_property
     def data(self) -> Data:
@@ -46,18 +77,38 @@ class Job:
         return _load_data(self.config.dataset.model_dump_json(), device.workers, device.memory_gb)
 
     @cached_property
+    def task(self) -> Task:
+        return task_of(self.data.task, self.data.target_std)
+
+    @cached_property
+    def transfer_set(self) -> Split:
+        """What the student is distilled on: the training split, and unlabelled images where there are some."""
+        return transfer(self.data)
+
+    @cached_property
     def identity(self) -> Identity:
-        weights: dict[str, str] = {
-            role: sha256_of(path)
-            for role in ROLES
-            if (path := _weights_file(role, self._section(role))) is not None
-        }
-        return Identity(self.config, self.data.fingerprint, self.engine.precision, weights)
+        members = {} if "" in self.teachers else {n: job.identity for n, job in self.teachers.items()}
+        return Identity(
+            self.config,
+            self.data.fingerprint,
+            self.engine.precision,
+            {role: content for role in ROLES if (content := self._given_weights(role)) is not None},
+            unlabelled=self.data.unlabelled_fingerprint,
+            previous=self.previous.identity if self.previous else None,
+            members=members,
+        )
 
     @cached_property
     def student_views(self) -> Views:
-        """The views that students, and the teacher on their behalf, see."""
-        return self.views(self.config.soft_targets.seed)
+        """The views that students see."""
+        augment = self.config.student.input.augment
+        return self.views(self.config.soft_targets.seed) if augment else Views(seed=0, crop=0, flip=False)
+
+    @cached_property
+    def teacher_views(self) -> Views:
+        """The views that the teacher sees while the student learns."""
+        augment = self.config.teacher.input.augment
+        return self.views(self.config.soft_targets.seed) if augment else Views(seed=0, crop=0, flip=False)
 
     def views(self, seed: int) -> Views:
         augment = self.config.dataset.augment
@@ -71,8 +122,8 @@ class Job:
 
     def build(self, role: Role) -> Classifier:
         """A new network with random, published or the user's weights, by the config."""
-        section = self._section(role)
-        network = self._network(role, load=True)
+        section = self.section(role)
+        network = self._network(role)
         if section.weights not in (None, "DEFAULT") and section.mean is None:
             log.info(
                 "%s: images are normalised as measured on the data; %s.mean and .std set what the weights expect",
@@ -85,35 +136,77 @@ class Job:
     def try_network(self, role: Role) -> None:
         """Raise now what `build` would raise later."""
         with self.engine.seeded(0):
-            self._network(role, load=True)
+            self._network(role)
 
     def network_settings(self, role: Role) -> str:
         """All that decides whether a network can be built, as text."""
-        section = self._section(role).model_dump_json(include={"name", "params", "weights"})
+        section = self.section(role).model_dump_json(include={"name", "params", "weights", "input"})
         return section + self.config.dataset.model_dump_json()
 
-    def load(self, role: Role, artifact: Artifact) -> Classifier:
+    def load(self, artifact: Artifact) -> Classifier:
         """The network of a finished artifact, its weights verified against their checksum."""
+        if "model.json" not in artifact.manifest["files"]:
+            raise ModelError(
+                f"{artifact.folder} holds no network: it is an artifact of kind {artifact.manifest['kind']} without"
+                " model.json. Expected the folder of a teacher, student or finetuned network"
+            )
+        about = json.loads(artifact.file("model.json").read_text())
         with self.engine.seeded(0):  # building draws random numbers; the caller's are not touched
-            network = self._network(role, load=False)
+            network = rebuild(about)
         path = artifact.file("model.safetensors")
         fit_state(network.net, load_state(path), str(path))
+        network.view = self._view_for(about["channels"], tuple(about["image_size"]))
         self.engine.place(network)
         return network
+
+    def _view_for(self, channels: int, image_size: tuple[int, int]) -> InputView | None:
+        """How a network that was made for such images is shown this data's."""
+        theirs, ours = (channels, image_size), (self.data.channels, self.data.image_size)
+        if theirs == ours:
+            return None
+        if channels not in (1, 3) or ours[0] not in (1, 3) or image_size[0] != image_size[1]:
+            raise ModelError(
+                f"a network for images of {channels} x {image_size[0]} x {image_size[1]} cannot be shown those of"
+                f" {self.config.dataset.name}, {ours[0]} x {ours[1][0]} x {ours[1][1]}"
+            )
+        size = image_size[0] if image_size != ours[1] else None
+        return InputView(size=size, grey=channels == 1 and ours[0] == 3)
+
+    def section(self, role: Role) -> Model:
+        return self.config.teacher if role == "teacher" else self.config.student
+
+    def shown(self, role: Role) -> InputView:
+        """What a network is shown of the data set's images."""
+        settings = self.section(role).input
+        return InputView(size=settings.size, grey=settings.grey)
 
     # --- artifacts ---
 
     def find_teacher(self) -> Artifact | None:
+        """The artifact that teaches; None where it is not made yet, and for outputs in a file."""
+        if self.previous is not None:
+            return self.previous.find_student()
+        kind, weights = self.config.teacher.kind, self.config.teacher.weights
+        if kind == "folder":
+            return Artifact(Path(weights or "").expanduser().resolve())
+        if kind in ("file", "ensemble"):
+            return None
         return self.store.find("teacher", key_of(self.identity.teacher))
 
     def require_teacher(self) -> Artifact:
         found = self.find_teacher()
-        if found is None:
-            name = self.config.teacher.name
+        if found is not None:
+            return found
+        if self.previous is not None:
+            name = self.previous.config.student.name
             raise MissingArtifact(
-                f"the teacher {name} is not trained yet. Make it with:\n  {self.command('train-teacher')}"
+                f"{name}, which is to teach, is not distilled yet. Make it, and all that comes after, with:\n"
+                f"  {self.command('run')}"
             )
-        return found
+        name = self.config.teacher.name
+        raise MissingArtifact(
+            f"the teacher {name} is not trained yet. Make it with:\n  {self.command('train-teacher')}"
+        )
 
     def is_trained(self, role: Role) -> bool:
         found = self.find_teacher() if role == "teacher" else self.find_student()
@@ -125,6 +218,8 @@ class Job:
     def require_student(self) -> Artifact:
         found = self.find_student()
         if found is None:
+            if self.previous is not None and self.identity.needs_teacher:
+                self.require_teacher()  # distill would stop there, too
             name = self.config.student.name
             raise MissingArtifact(
                 f"the student {name} is not distilled yet. Make it with:\n  {self.command('distill')}"
@@ -136,15 +231,20 @@ class Job:
         parents = {"student": student} if student else {}
         return self.store.find("finetuned", key_of(self.identity.finetuned), parents)
 
+    def find_soft_targets(self, parents: dict[str, Artifact]) -> Artifact | None:
+        return self.store.find("soft-targets", key_of(self.identity.soft_targets), parents)
+
     def student_parents(self) -> dict[str, Artifact]:
-        """Those of the student's parents that are there: teacher, and soft targets where they are stored."""
+        """Those of the student's parents that are there: teachers, and soft targets where they are stored."""
         if not self.identity.needs_teacher:
             return {}
-        teacher = self.find_teacher()
-        parents = {"teacher": teacher} if teacher else {}
-        if self.identity.stored:
-            soft = self.store.find("soft-targets", key_of(self.identity.soft_targets), parents)
-            parents |= {"soft-targets": soft} if soft else {}
+        parents: dict[str, Artifact] = {}
+        for name, job in self.teachers.items():
+            teacher = job.find_teacher()
+            found = {"teacher": teacher} if teacher else {}
+            if job.identity.stored and (soft := job.find_soft_targets(found)) is not None:
+                found["soft-targets"] = soft
+            parents |= {role_of(kind, name): artifact for kind, artifact in found.items()}
         return parents
 
     def command(self, stage: str, words: Sequence[str] | None = None) -> str:
@@ -154,35 +254,51 @@ class Job:
         ]
         if stage == "train-teacher":
             words = [word for word in words if not word.lstrip("+~").startswith(_NOT_THE_TEACHERS)]
-        dirs = [part for folder in folders.on_command_line() for part in ("--config-dir", folder)]
-        return shlex.join(["kdistill", stage, *dirs, *words])
+        options = [part for folder in folders.on_command_line() for part in ("--config-dir", folder)]
+        options += [part for file in plugins.on_command_line() for part in ("--trust", file)]
+        return shlex.join(["kdistill", stage, *options, *words])
 
     def label(self, role: Role) -> str:
-        return self._section(role).name.replace("/", "-")
+        return self.section(role).name.replace("/", "-")
 
-    def _network(self, role: Role, *, load: bool) -> Classifier:
-        section, data = self._section(role), self.data
+    def _network(self, role: Role) -> Classifier:
+        section, data, shown = self.section(role), self.data, self.shown(role)
+        channels, image_size = shown.shape(data.channels, data.image_size)
+        mean, std = (shown.of_channels(values) for values in (data.mean, data.std))
         network = build_classifier(
             section.name,
             section.params,
             classes=len(data.classes),
-            channels=data.channels,
-            image_size=data.image_size,
-            mean=data.mean,
-            std=data.std,
+            channels=channels,
+            image_size=image_size,
+            mean=mean,
+            std=std,
             weights=section.weights,
-            load=load,
         )
-        if section.mean is None or section.std is None:
-            return network
-        if len(section.mean) != len(network.mean):
-            raise ConfigError(
-                f"{role}.mean has {len(section.mean)} channels, {section.name} takes {len(network.mean)} here"
-            )
-        return Classifier(network.net, section.mean, section.std)
+        if section.mean is not None and section.std is not None:
+            if len(section.mean) != len(network.mean):
+                raise ConfigError(
+                    f"{role}.mean has {len(section.mean)} channels, {section.name} takes {len(network.mean)} here"
+                )
+            network = Classifier(network.net, section.mean, section.std)
+        if (channels, image_size) != (data.channels, data.image_size):
+            network.view = shown
+        return network
 
-    def _section(self, role: Role) -> Model:
-        return self.config.teacher if role == "teacher" else self.config.student
+    def _given_weights(self, role: Role) -> str | None:
+        """Checksum of what the user's `weights` names, where it names something."""
+        section = self.section(role)
+        if section.weights is None or section.weights == "DEFAULT":
+            return None
+        if role == "teacher" and self.config.teacher.kind == "folder":
+            return Artifact(_existing(section.weights, "folder")).digest
+        is_outputs = role == "teacher" and self.config.teacher.kind == "file"
+        return sha256_of(_existing(section.weights, "outputs" if is_outputs else role))
+
+
+def role_of(kind: str, member: str) -> str:
+    """The role of a parent: its kind, and the ensemble's member that it belongs to."""
+    return f"{kind} {member}".strip()
 
 
 @lru_cache(maxsize=2)
@@ -192,16 +308,22 @@ def _load_data(config: str, workers: int, memory_gb: float) -> Data:
     return load_data(dataset, workers=workers, memory_gb=memory_gb)
 
 
-def _weights_file(role: Role, section: Model) -> Path | None:
-    if section.weights is None or section.weights == "DEFAULT":
-        return None
-    path = Path(section.weights).expanduser()
-    if not path.is_file():
+_WEIGHTS = "a file of weights (safetensors, or a state dict), DEFAULT or null"
+_EXPECTED = {
+    "folder": "the folder of a trained network, such as runs/artifacts/teacher/NAME",
+    "outputs": "a file of the teacher's outputs (.csv, .npy, .npz or .safetensors)",
+    "teacher": _WEIGHTS,
+    "student": _WEIGHTS,
+}
+
+
+def _existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]) -> Path:
+    path = Path(name).expanduser()
+    if not (path.is_dir() if what == "folder" else path.is_file()):
         hint = (
             did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         )
-        raise ModelError(
-            f"{role}.weights={section.weights}: there is no such file.{hint}"
-            " Expected a file of weights (safetensors, or a state dict), DEFAULT or null"
-        )
+        role = "student" if what == "student" else "teacher"
+        kind = "folder" if what == "folder" else "file"
+        raise ModelError(f"{role}.weights={name}: there is no such {kind}.{hint} Expected {_EXPECTED[what]}")
     return path

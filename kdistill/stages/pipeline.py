@@ -9,15 +9,22 @@ from kdistill.stages.evaluate import evaluate
 from kdistill.stages.finetune import finetune
 from kdistill.stages.job import Job
 from kdistill.stages.soft_targets import make_soft_targets
-from kdistill.stages.train_teacher import train_teacher
+from kdistill.stages.train_teacher import is_trainable, train_teacher
 
 
 def run(job: Job) -> dict[str, dict[str, Any]]:
-    """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation."""
-    train_teacher(job)  # also for a student that learns from labels alone: the table compares with it
-    if job.identity.needs_teacher and job.identity.stored:
-        make_soft_targets(job)
-    distill(job)
+    """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation.
+
+    In a chain every step's student is distilled before it teaches the next one.
+    """
+    for step in job.chain:
+        for teacher in step.teachers.values():
+            # also for a student that learns from labels alone: the table compares with it
+            if is_trainable(teacher):
+                train_teacher(teacher)
+            if teacher.identity.needs_teacher and teacher.identity.stored:
+                make_soft_targets(teacher)
+        distill(step)
     if job.config.finetune.epochs:
         finetune(job)
     return evaluate(job)

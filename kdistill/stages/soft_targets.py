@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from kdistill.artifacts import Artifact, Work
-from kdistill.data import Batch
-from kdistill.errors import Interrupted, RunError
+from kdistill.config.models import FileParams
+from kdistill.errors import ConfigError, Interrupted, RunError
 from kdistill.files import sync
 from kdistill.identity import key_of
+from kdistill.outside import read_outputs
 from kdistill.records import Progress
 from kdistill.stages.job import Job
+from kdistill.stages.signals import live_teacher
 from kdistill.stopping import stop_requests
-from kdistill.teachers import LiveTeacher
 
 log = logging.getLogger("kdistill")
 CHECKPOINT_SECONDS = 30
@@ -32,26 +33,33 @@ STOPPED = "stopped; the state is saved: give the same command again to go on"
 def make_soft_targets(job: Job) -> Artifact:
     """Return the stored soft targets, running the teacher if they are not there yet.
 
-    Raises `MissingArtifact` when the teacher is not trained.
+    Of an ensemble each member is a job of its own (`job.teachers`). Raises `MissingArtifact` when the teacher
+    is not trained.
     """
-    teacher = job.require_teacher()
     parts = job.identity.soft_targets
+    teacher = None if job.identity.is_file else job.require_teacher()
+    make = (
+        (lambda work: _import(job, work)) if teacher is None else (lambda work: _generate(job, teacher, work))
+    )
     return job.store.obtain(
         "soft-targets",
         job.label("teacher"),
         parts,
         key_of(parts),
-        lambda work: _generate(job, teacher, work),
-        parents={"teacher": teacher},
+        make,
+        parents={"teacher": teacher} if teacher else {},
         force=job.forced("soft-targets"),
     )
 
 
 def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     settings = job.config.soft_targets
-    split, views = job.data.train.to(job.engine.device), job.identity.views
-    signal = LiveTeacher(job.load("teacher", teacher), settings.batch_size, job.engine)
-    shape = (views, len(split), len(job.data.classes))
+    split, views = job.transfer_set.to(job.engine.device), job.identity.teacher_views
+    signal = live_teacher(job, teacher)
+    outputs = signal.logits(next(split.batches(torch.arange(1), 1)).images).shape[
+        1
+    ]  # perhaps of other classes
+    shape = (views, len(split), outputs)
     path = work.folder / "logits.npy"
 
     saved = work.load_checkpoint() if path.exists() else None
@@ -75,8 +83,7 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
         for view in range(state["view"], views):
             first = state["sample"] if view == state["view"] else 0
             for batch in split.batches(torch.arange(first, len(split)), settings.batch_size):
-                images = job.student_views(batch.images, batch.indices, view)
-                rows = signal(Batch(images, batch.labels, batch.indices), view)
+                rows = signal.logits(job.teacher_views(batch.images, batch.indices, view))
                 indices = batch.indices.cpu().numpy()
                 logits[view, indices] = _stored(rows, settings.dtype)
                 bar.advance(len(rows), lambda: f"view {view + 1}/{views}", steps=len(rows))  # noqa: B023
@@ -89,14 +96,47 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
                 raise Interrupted(STOPPED)
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
 
-    sync(path)
+    _describe(job, work, shape, state["seconds"])
+
+
+def read_file(job: Job) -> torch.Tensor:
+    """The logits `[n, K]` of a teacher that is a file, for the transfer set; raises `DataError`.
+
+    For regression the file holds values in their own units.
+    """
+    teacher, task, data = job.config.teacher, job.task.name, job.data
+    values = FileParams.model_validate(teacher.params).values
+    if values == "probabilities" and task != "classification":
+        raise ConfigError(
+            f"teacher.params.values=probabilities is for classification, but {job.config.dataset.name} is for {task};"
+            " give logits: teacher.params.values=logits"
+        )
+    path = Path(teacher.weights or "").expanduser()
+    outputs = read_outputs(path, values, job.transfer_set.ids, data.classes)
+    if data.target_mean is None or data.target_std is None:
+        return outputs
+    return (outputs - torch.tensor(data.target_mean)) / torch.tensor(data.target_std)  # as the labels are
+
+
+def _import(job: Job, work: Work) -> None:
+    """Take the teacher's outputs from a file of the user's, one view of each sample."""
+    clock = time.monotonic()
+    rows = read_file(job)
+    logits = _stored(rows, job.config.soft_targets.dtype)[None]
+    np.save(work.folder / "logits.npy", logits)
+    log.info("soft targets: %s samples from %s", f"{len(rows):,}", job.config.teacher.weights)
+    _describe(job, work, logits.shape, time.monotonic() - clock)
+
+
+def _describe(job: Job, work: Work, shape: tuple[int, ...], seconds: float) -> None:
+    sync(work.folder / "logits.npy")
     work.payload = "logits.npy"
     work.about = {
-        "model": job.config.teacher.name,
+        "model": job.config.teacher.name if job.previous is None else job.previous.config.student.name,
         "dataset": job.config.dataset.name,
         "shape": list(shape),
-        "dtype": settings.dtype,
-        "seconds": round(state["seconds"], 2),
+        "dtype": job.config.soft_targets.dtype,
+        "seconds": round(seconds, 2),
         "command": job.command(job.config.stage),
     }
 

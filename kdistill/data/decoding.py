@@ -1,0 +1,107 @@
+"""Image files: found in folders, and decoded by position, in this process or in workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from kdistill.errors import DataError, did_you_mean
+
+
+def existing_folder(setting: str, name: str) -> Path:
+    """Return the folder that a setting names; raises DataError with the nearest match when there is none."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        near = did_you_mean(folder.name, sorted(path.name for path in beside if path.is_dir()))
+        raise DataError(f"{setting}={name}: there is no such folder.{near}")
+    return folder
+
+
+def images_under(folder: Path) -> Iterator[Path]:
+    """Yield the image files in `folder` and below it, hidden ones left out, in no particular order."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMG_EXTENSIONS:
+                yield Path(parent, name)
+
+
+def decode(path: str, image_size: int, channels: int) -> Tensor:
+    """Return the image as uint8 `[channels, image_size, image_size]`: its central square, resized.
+
+    Turned upright as its EXIF says; transparent parts become white; 16-bit grey keeps its upper 8 bits.
+    Resizing is bilinear with antialiasing. Raises whatever Pillow raises for a damaged file.
+    """
+    with Image.open(path) as opened:
+        # JPEG can decode at 1/2, 1/4 or 1/8 of its size; twice the target is enough to resize well from.
+        opened.draft(None, (2 * image_size, 2 * image_size))
+        upright: Image.Image = ImageOps.exif_transpose(opened)
+        image = _eight_bits(upright).convert("L" if channels == 1 else "RGB")
+    short = min(image.size)
+    left, top = ((side - short) / 2 for side in image.size)
+    square = (left, top, left + short, top + short)
+    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=square)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels.reshape(image_size, image_size, channels).permute(2, 0, 1).contiguous()
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers, of unknown range")
+    if image.mode == "I" or image.mode.startswith("I;"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
+    return image
+
+
+@dataclass(frozen=True)
+class ImageFiles(Dataset[tuple[int, Tensor | str]]):
+    """Decodes by position the files `names`, relative to `root`, to one size and number of channels.
+
+    A failure is returned as text: a worker's exception would lose its form.
+    """
+
+    root: str
+    names: Sequence[str]
+    image_size: int
+    channels: int
+
+    def path(self, index: int) -> Path:
+        return Path(self.root, self.names[index])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        path = str(self.path(index))
+        try:
+            return index, decode(path, self.image_size, self.channels)
+        except Exception as error:  # Pillow's plugins raise almost anything for a damaged file
+            return index, str(error).replace(f" {path!r}", "") or type(error).__name__
+
+    def select(self, indices: Tensor) -> ImageFiles:
+        """Return the files at these positions (int64 `[m]`), in this order."""
+        names = [self.names[i] for i in indices.tolist()]
+        return ImageFiles(self.root, names, self.image_size, self.channels)
+
+
+Decoded = tuple[list[int], Tensor | None, list[tuple[int, str]]]
+
+
+def collate(samples: list[tuple[int, Tensor | str]]) -> Decoded:
+    """Part the positions and images that decoded from those that did not, with their causes."""
+    good = [(index, image) for index, image in samples if isinstance(image, Tensor)]
+    bad = [(index, cause) for index, cause in samples if isinstance(cause, str)]
+    return [i for i, _ in good], torch.stack([x for _, x in good]) if good else None, bad

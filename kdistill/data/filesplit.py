@@ -1,0 +1,134 @@
+"""A split of image files, decoded when asked for, or held in memory where they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdistill.data.decoding import ImageFiles, collate
+from kdistill.data.splits import ArraySplit, Batch, batches_of, slices
+from kdistill.errors import DataError
+
+_log = logging.getLogger("kdistill")
+
+_HASHED_BYTES = 2**30
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """A split whose images are decoded when asked for. `corrupt`: positions met that could not be decoded.
+
+    `ids` are the files' paths within their root.
+    """
+
+    files: ImageFiles
+    labels: Tensor
+    skip_corrupt: bool
+    workers: int = 0
+    device: torch.device = _CPU
+    corrupt: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.files.names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.files.channels, self.files.image_size, self.files.image_size
+
+    @property
+    def skipped(self) -> int:
+        return len(self.corrupt)
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Yield batches, without corrupt images; raises DataError for one unless `skip_corrupt`."""
+        return batches_of(self, slices(order, batch_size))
+
+    def read(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
+        loader: DataLoader[Any] = DataLoader(
+            self.files,
+            batch_sampler=[part.tolist() for part in parts],
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one, which dropout depends on
+        )
+        nothing = torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        known = self.skipped
+        for positions, images, failures in loader:
+            for index, cause in failures:
+                self._leave_out(index, cause)
+            images = nothing if images is None else images
+            indices = torch.tensor(positions, dtype=torch.int64, device=self.device)
+            yield Batch(images.to(self.device, non_blocking=True), self.labels[indices], indices)
+        if self.skipped > known:
+            first = self.files.path(min(self.corrupt))
+            _log.warning("left out %d corrupt images of %d, such as %s", self.skipped, len(self), first)
+
+    def _leave_out(self, index: int, cause: str) -> None:
+        if not self.skip_corrupt:
+            path = self.files.path(index)
+            raise DataError(f"cannot decode {path} ({cause}); dataset.on_error=skip leaves such images out")
+        self.corrupt.add(index)
+
+    def to(self, device: torch.device) -> FileSplit:
+        return replace(self, labels=self.labels.to(device), device=device)
+
+    def with_labels(self, labels: Tensor) -> FileSplit:
+        return replace(self, labels=labels)
+
+    def select(self, indices: Tensor) -> FileSplit:
+        """Return a split of these positions (int64 `[m]`), in this order."""
+        return replace(self, files=self.files.select(indices), labels=self.labels[indices], corrupt=set())
+
+    def load(self) -> ArraySplit:
+        """Return the same images in memory, without the corrupt ones."""
+        n = 0
+        images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
+        positions = torch.empty(len(self), dtype=torch.int64)
+        for batch in self.batches(torch.arange(len(self)), 64):
+            end = n + len(batch.indices)
+            images[n:end], positions[n:end] = batch.images, batch.indices
+            n = end
+        positions = positions[:n]
+        ids = [self.ids[i] for i in positions.tolist()]
+        return ArraySplit(images[:n], self.labels[positions], self.skipped, ids)
+
+    def fingerprint(self, classes: Sequence[str]) -> str:
+        """Return the sha256 (hex) over class names and each file's label, path within its root and size.
+
+        Contents are included when all files together are below 1 GiB. Corrupt images met so far are not.
+        """
+        held = [i for i in range(len(self)) if i not in self.corrupt]
+        paths, labels = [self.files.path(i) for i in held], self.labels[held].tolist()
+        sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
+        names = [self.ids[i] for i in held]
+        digest = hashlib.sha256(json.dumps([list(classes), names, labels, sizes]).encode())
+        if sum(sizes) < _HASHED_BYTES:
+            for path in paths:
+                digest.update(path.read_bytes() if path.exists() else b"")
+        return digest.hexdigest()
+
+    def settled(
+        self, classes: Sequence[str], memory_gb: float, count: int | None = None
+    ) -> tuple[ArraySplit | FileSplit, str]:
+        """Return this split, in memory if `count` images fit into `memory_gb` GiB, and its fingerprint.
+
+        `count`: the images that are held at the same time; None: only its own.
+        """
+        channels, height, width = self.image_shape
+        fits = (len(self) if count is None else count) * channels * height * width <= memory_gb * 2**30
+        settled = self.load() if fits else self
+        return settled, self.fingerprint(classes)  # after loading, which finds corrupt images

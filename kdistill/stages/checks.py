@@ -1,0 +1,153 @@
+"""What cannot work together, refused before any training."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+from kdistill.config.losses import LogitLoss, MutualLoss, OwnLoss
+from kdistill.config.section import largest
+from kdistill.errors import ConfigError
+from kdistill.losses.formula import OTHER_TASKS, soft_loss
+from kdistill.stages.job import Job
+from kdistill.stages.objectives import try_own_loss
+from kdistill.stages.signals import class_map_of
+
+log = logging.getLogger("kdistill")
+#: methods that compare the samples of a batch with each other, and how many that takes
+COMPARED_SAMPLES = {"dist": 2, "mlkd": 2, "sp": 2, "rkd": 3, "pkt": 2}
+
+
+def check_method(job: Job) -> None:
+    """Raise `ConfigError` for a loss that this data, this teacher or these settings do not allow."""
+    _check_task(job)
+    _check_labels(job)
+    _check_batch(job)
+    if isinstance(job.config.loss, OwnLoss):
+        try_own_loss(job, job.config.loss)
+    if job.identity.needs_teacher:
+        _check_classes(job)
+    if job.config.loss.features:
+        _check_features(job)
+    if job.identity.is_file and job.config.soft_targets.mode == "live":
+        raise ConfigError(
+            "soft_targets=live needs a teacher that can be asked; teacher=file has only its outputs"
+        )
+    if job.config.mixing.kind != "none" and job.identity.needs_teacher and job.identity.stored:
+        log.warning(
+            "mixing=%s with stored soft targets is an approximation: the stored answers are mixed, where"
+            " soft_targets=live asks the teacher about the mixed images",
+            job.config.mixing.kind,
+        )
+
+
+def _check_task(job: Job) -> None:
+    loss, task = job.config.loss, job.task.name
+    allowed = {"ce", "features", "own", *OTHER_TASKS.get(task, {})}
+    if task != "classification" and loss.kind not in allowed:
+        raise ConfigError(
+            f"loss={loss.kind} is for classification, but {job.config.dataset.name} is for {task};"
+            f" choose from: {', '.join(sorted(allowed))}"
+        )
+    if task == "regression":
+        for role in ("student", "teacher", "finetune"):
+            if smoothing := getattr(job.config, role).label_smoothing:
+                raise ConfigError(
+                    f"{role}.label_smoothing={smoothing:g}: there is nothing to smooth in regression"
+                )
+    if isinstance(loss, MutualLoss) and loss.features:
+        raise ConfigError("loss=dml has no teacher whose features could be imitated; take out feature=...")
+
+
+def needs_labels(job: Job) -> bool:
+    """Whether the loss on logits asks for each sample's class."""
+    loss = job.config.loss
+    if not isinstance(loss, LogitLoss) or isinstance(loss, MutualLoss) or not largest(loss.soft_weight):
+        return False
+    return "labels" in inspect.signature(soft_loss(loss, job.task).function).parameters
+
+
+def _check_labels(job: Job) -> None:
+    loss, mixing = job.config.loss, job.config.mixing.kind
+    unlabelled = job.data.unlabelled is not None
+    if unlabelled and mixing != "none":
+        raise ConfigError(
+            f"mixing={mixing} mixes labels, and unlabelled images have none: use one of the two"
+        )
+    if unlabelled and loss.kind in ("ce", "label_smoothing"):
+        raise ConfigError(
+            f"loss={loss.kind} learns from labels alone and has no use for dataset.unlabelled: take it out"
+        )
+    if not needs_labels(job):
+        return
+    if unlabelled:
+        raise ConfigError(
+            f"loss={loss.kind} needs the label of every image, and dataset.unlabelled brings images without;"
+            " use loss=kd, or take dataset.unlabelled out"
+        )
+    if mixing != "none":
+        raise ConfigError(
+            f"loss={loss.kind} needs one label for each image, and mixing={mixing} gives two;"
+            " use loss=kd or mixing=none"
+        )
+
+
+def _check_classes(job: Job) -> None:
+    """A teacher that is brought along may have other classes; what is trained here has the student's own."""
+    for member in job.teachers.values():
+        classes = class_map_of(member, member.find_teacher())
+        if classes.is_full:
+            continue
+        if "" not in job.teachers:
+            raise ConfigError("the members of an ensemble must all know every class of the student")
+        if needs_labels(job):
+            raise ConfigError(
+                f"loss={job.config.loss.kind} needs a teacher that knows the class of every image, and this one"
+                f" knows {len(classes.shared)} of {classes.student_classes}; use loss=kd"
+            )
+
+
+def _check_batch(job: Job) -> None:
+    student, loss = job.config.student, job.config.loss
+    size = student.batch_size // student.optim.accumulate
+    kinds = [loss.kind, *(term.kind for term in loss.features.values())]
+    named = next((kind for kind in kinds if kind in COMPARED_SAMPLES), None)
+    if named and size < COMPARED_SAMPLES[named]:
+        parts = (
+            f" in optim.accumulate={student.optim.accumulate} parts" if student.optim.accumulate > 1 else ""
+        )
+        raise ConfigError(
+            f"{named} compares the samples of a batch: it needs at least {COMPARED_SAMPLES[named]} of them at once,"
+            f" got student.batch_size={student.batch_size}{parts}"
+        )
+    if named and student.optim.accumulate > 1:
+        log.warning(
+            "%s compares the samples of each part of a batch: optim.accumulate=%d changes what is learnt",
+            named,
+            student.optim.accumulate,
+        )
+
+
+def _check_features(job: Job) -> None:
+    config = job.config
+    names = ", ".join(config.loss.features)
+    if config.soft_targets.mode == "stored":
+        raise ConfigError(
+            f"features ({names}) are not stored: they need the live teacher. Use soft_targets=auto or live"
+        )
+    if not job.previous and config.teacher.kind not in ("network", "folder"):
+        raise ConfigError(
+            f"features ({names}) need one network as teacher; {config.teacher.name} has none to look into"
+        )
+    if config.device.compile:
+        raise ConfigError(
+            f"features ({names}) need device.compile=false: a compiled network hides its layers"
+        )
+    kinds = {term.kind for term in config.loss.features.values()}
+    if "crd" in kinds and config.mixing.kind != "none":
+        raise ConfigError("crd remembers each image by itself, which mixing blurs; use mixing=none")
+    if "simkd" in kinds and len(kinds) > 1:
+        others = ", ".join(sorted(kinds - {"simkd"}))
+        raise ConfigError(
+            f"simkd replaces the student's head and goes with no other feature term (got {others})"
+        )

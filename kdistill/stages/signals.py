@@ -1,0 +1,114 @@
+"""From teachers' artifacts to what the loop asks: a `TeacherSignal`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kdistill.artifacts import Artifact
+from kdistill.averaging import AverageOf
+from kdistill.classes import ClassMap, class_map, same_classes
+from kdistill.config.models import EnsembleParams
+from kdistill.data import Split
+from kdistill.errors import ConfigError
+from kdistill.estimators import load_estimator
+from kdistill.stages.job import Job, role_of
+from kdistill.teachers import (
+    AveragedTeachers,
+    EstimatorTeacher,
+    Live,
+    LiveTeacher,
+    MappedTeacher,
+    StoredTeacher,
+    TeacherSignal,
+)
+
+
+def teacher_signal(
+    job: Job, parents: Mapping[str, Artifact], layers: Sequence[str] = ()
+) -> TeacherSignal | None:
+    """What the student's loss is told of the teacher; None where the student has none.
+
+    `layers` of the teacher are tapped; then it must be one live network.
+    """
+    if not job.identity.needs_teacher:
+        return None
+
+    def one(name: str, member: Job) -> TeacherSignal:
+        stored = parents.get(role_of("soft-targets", name))
+        if stored is not None:
+            signal: TeacherSignal = StoredTeacher(stored.file("logits.npy"), job.engine.device)
+        else:
+            signal = live_teacher(member, parents[role_of("teacher", name)], layers)
+        return _mapped(signal, class_map_of(member, parents.get(role_of("teacher", name))))
+
+    return combined(job, one)
+
+
+def combined(job: Job, one: Callable[[str, Job], TeacherSignal]) -> TeacherSignal:
+    """The signal of the teacher, or of an ensemble: `one(name, its job)` gives each member's."""
+    signals = {name: one(name, member) for name, member in job.teachers.items()}
+    if "" in signals:
+        return signals[""]
+    about = EnsembleParams.model_validate(job.config.teacher.params)
+    weights = None if about.weights is None else [about.weights[name] for name in signals]
+    # probabilities of classes exclude each other; other tasks' outputs are averaged as they are
+    of: AverageOf = about.average if job.task.name == "classification" else "logits"
+    return AveragedTeachers(list(signals.values()), weights, of)
+
+
+def live_teacher(job: Job, artifact: Artifact, layers: Sequence[str] = ()) -> Live:
+    """The teacher of a finished artifact, to be asked about images."""
+    if job.previous is None and job.config.teacher.kind == "estimator":
+        estimator = load_estimator(artifact.file("estimator.skops"))
+        return EstimatorTeacher(estimator, len(job.data.classes), job.shown("teacher"), job.task.name)
+    batch_size = job.config.soft_targets.batch_size
+    return LiveTeacher(job.load(artifact), batch_size, job.engine, layers=layers)
+
+
+def class_map_of(job: Job, artifact: Artifact | None) -> ClassMap:
+    """Which of the teacher's classes are which of the student's; raises `ConfigError` where none fits."""
+    classes = list(job.data.classes)
+    explicit = (
+        job.config.teacher.class_map if job.previous is None else None
+    )  # a student has the data's classes
+    theirs = classes
+    if artifact is not None and "model.json" in artifact.manifest["files"]:
+        theirs = json.loads(artifact.file("model.json").read_text())["classes"]
+    if job.task.name != "classification":
+        if theirs != classes or explicit:
+            raise ConfigError(
+                f"for {job.task.name} teacher and student need the same outputs, and no class_map;"
+                f" the teacher has {', '.join(theirs[:4])}, the data {', '.join(classes[:4])}"
+            )
+        return same_classes(len(classes))
+    return class_map(theirs, classes, explicit)
+
+
+def teacher_logits(job: Job, split: Split, batch_size: int) -> Tensor | None:
+    """The teacher's logits `[n, K]` at T=1 for a split, on the CPU.
+
+    None where a teacher is missing, knows only part of the classes, or is a file of outputs.
+    """
+    found = {name: member.find_teacher() for name, member in job.teachers.items()}
+    if any(artifact is None for artifact in found.values()):
+        return None
+    maps = {name: class_map_of(job.teachers[name], artifact) for name, artifact in found.items()}
+    if not all(mapping.is_full for mapping in maps.values()):
+        return None
+
+    def one(name: str, member: Job) -> TeacherSignal:
+        artifact = found[name]
+        assert artifact is not None
+        return _mapped(live_teacher(member, artifact), maps[name])
+
+    signal = combined(job, one)
+    batches = split.batches(torch.arange(len(split)), batch_size)
+    return torch.cat([signal(batch, 0, 1.0).logits.cpu() for batch in batches])
+
+
+def _mapped(signal: TeacherSignal, classes: ClassMap) -> TeacherSignal:
+    return signal if classes.is_identity else MappedTeacher(signal, classes)

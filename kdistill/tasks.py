@@ -1,0 +1,184 @@
+"""What is learnt: one of several classes, several classes at once, or numbers. Loss, scores and their order.
+
+N samples; K classes, or values to predict. Labels that are not known are left out of the loss, and so does a
+batch without any known label give a loss of 0 with gradients of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdistill import metrics
+from kdistill.errors import ConfigError, did_you_mean
+
+
+class Column(NamedTuple):
+    """A score in a table: its key in a summary, its heading, and how a value is written."""
+
+    key: str
+    heading: str
+    text: Callable[[float], str]
+
+
+class HardLoss(Protocol):
+    """(logits `[N, K]`, labels, label_smoothing) -> scalar, in float32 (float64 stays float64)."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor: ...
+
+
+class Summarise(Protocol):
+    """(logits `[N, K]`, labels, all of them known, teacher's logits) -> scores by name, always with `nll`."""
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the labels are, and what follows from it.
+
+    `headline` is the score that a result is known by; `columns` are what tables show. `nll` is a loss-like
+    score that every task has.
+    """
+
+    name: str
+    headline: str
+    columns: tuple[Column, ...]
+    hard_loss: HardLoss
+    summarise: Summarise
+
+    def rank(self, scores: Mapping[str, float]) -> tuple[float, ...]:
+        """What orders results, larger is better: the headline, and where it is equal the smaller `nll`."""
+        return scores[self.headline], -scores["nll"]
+
+    def line(self, scores: Mapping[str, float]) -> str:
+        """The headline and the loss-like score for a log: `top-1 92.31 %  nll 0.2345`."""
+        column = next(column for column in self.columns if column.key == self.headline)
+        name, _, unit = column.heading.partition(" ")
+        return f"{name} {column.text(scores[self.headline])} {unit}".rstrip() + f"  nll {scores['nll']:.4f}"
+
+
+# --- losses ---
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy with the labels, mean over the labelled samples.
+
+    `labels`: classes, int64 `[N]`, -1 where there is none; or distributions, float `[N, K]`. A distribution
+    that was mixed with an unlabelled sample sums to less than 1, and weighs as much less; a row of zeros is an
+    unlabelled sample. Label smoothing spreads its share of a row's sum evenly over the classes.
+    """
+    wide = _wide(logits)
+    if labels.is_floating_point():
+        mass = labels.sum(dim=1, keepdim=True)
+        target = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[1]
+        return -(target * F.log_softmax(wide, dim=1)).sum() / (mass > 0).sum().clamp(min=1)
+    # A mean over no sample is nan. Asking in Python whether there is one would wait for the device, so labels
+    # that are all missing become class 0, with weight 0; otherwise the weight is 1, which changes no bit.
+    any_labelled = (labels >= 0).any()
+    labels = torch.where(any_labelled, labels, torch.zeros_like(labels))
+    return any_labelled * F.cross_entropy(wide, labels, ignore_index=-1, label_smoothing=label_smoothing)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Binary cross entropy of each class's sigmoid, mean over all known labels of samples and classes.
+
+    `labels`: `[N, K]` in [0, 1]; negative or nan where not known. Label smoothing moves them towards 1/2.
+    """
+    wide = _wide(logits)
+    known = labels >= 0
+    target = torch.where(known, (1 - label_smoothing) * labels + label_smoothing / 2, 0).to(wide.dtype)
+    losses = F.binary_cross_entropy_with_logits(wide, target, weight=known.to(wide.dtype), reduction="sum")
+    return losses / known.sum().clamp(min=1)
+
+
+def squared_error(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Squared error, mean over all known values of `labels` `[N, K]`, which are nan where not known.
+
+    Raises ConfigError for label smoothing: there are no classes to spread it over.
+    """
+    if label_smoothing:
+        raise ConfigError(
+            f"label_smoothing={label_smoothing:g} means nothing for regression: set label_smoothing=0"
+        )
+    wide = _wide(logits)
+    known = ~labels.isnan()
+    target = torch.where(known, labels.to(wide.dtype), wide.detach())
+    return F.mse_loss(wide, target, reduction="sum") / known.sum().clamp(min=1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+# --- the tasks ---
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+_AGREEMENT = Column("agreement", "agree %", _percent)
+
+CLASSIFICATION = Task(
+    name="classification",
+    headline="top1",
+    columns=(
+        Column("top1", "top-1 %", _percent),
+        Column("nll", "NLL", _number),
+        Column("ece", "ECE %", _percent),
+        _AGREEMENT,
+    ),
+    hard_loss=cross_entropy,
+    summarise=metrics.summarise,
+)
+MULTILABEL = Task(
+    name="multilabel",
+    headline="map",
+    columns=(
+        Column("map", "mAP %", _percent),
+        Column("f1", "F1 %", _percent),
+        Column("exact", "exact %", _percent),
+        Column("nll", "BCE", _number),
+        _AGREEMENT,
+    ),
+    hard_loss=binary_cross_entropy,
+    summarise=metrics.summarise_multilabel,
+)
+REGRESSION = Task(
+    name="regression",
+    headline="r2",
+    columns=(
+        Column("r2", "R2", _number),
+        Column("rmse", "RMSE", lambda value: f"{value:.4g}"),
+        Column("mae", "MAE", lambda value: f"{value:.4g}"),
+        Column("nll", "MSE", _number),
+    ),
+    hard_loss=squared_error,
+    summarise=metrics.summarise_regression,
+)
+TASKS = {task.name: task for task in (CLASSIFICATION, MULTILABEL, REGRESSION)}
+
+
+def task_of(name: str, target_std: Sequence[float] | None = None) -> Task:
+    """The task of this name; `target_std` (`Data.target_std`) gives RMSE and MAE in the values' own units.
+
+    Raises ConfigError for a name that there is not.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"no task {name!r}.{did_you_mean(name, TASKS)} There are {', '.join(TASKS)}")
+    if name == REGRESSION.name and target_std is not None:
+        return replace(REGRESSION, summarise=partial(metrics.summarise_regression, target_std=target_std))
+    return TASKS[name]
