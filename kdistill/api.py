@@ -13,7 +13,7 @@ from kdistill.config.compose import plan
 from kdistill.config.schema import Config
 from kdistill.errors import UserError
 from kdistill.models import Classifier, fit_state, load_state, rebuild
-from kdistill.stages.command import check_before
+from kdistill.stages.command import check_before, makers
 from kdistill.stages.distill import distill as _distill
 from kdistill.stages.evaluate import evaluate as _evaluate
 from kdistill.stages.finetune import finetune as _finetune
@@ -44,13 +44,13 @@ def load_config(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Conf
 
 
 def train_teacher(config: Config) -> Artifact:
-    """Train the teacher, or return it when it is there already."""
-    return _train_teacher(Job.open(config))
+    """Train the teacher, or return it when it is there already; of an ensemble every member, and return the last."""
+    return [_train_teacher(job) for job in makers(Job.open(config), "train-teacher")][-1]
 
 
 def make_soft_targets(config: Config) -> Artifact:
-    """Store the teacher's logits; raises `MissingArtifact` without a teacher."""
-    return _make_soft_targets(Job.open(config))
+    """Store the teacher's logits, of an ensemble every member's; raises `MissingArtifact` without a teacher."""
+    return [_make_soft_targets(job) for job in makers(Job.open(config), "soft-targets")][-1]
 
 
 def distill(config: Config) -> Artifact:

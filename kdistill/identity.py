@@ -79,6 +79,8 @@ class Identity:
             parts["data"] = self._data  # the teacher may come from other data
         if self.unlabelled is not None:
             parts["unlabelled"] = self.unlabelled
+        if self.shows_clean:
+            parts["clean"] = True
         return parts
 
     @property
@@ -106,23 +108,31 @@ class Identity:
     @property
     def views(self) -> int:
         """Distinct augmented views of each sample that the student sees: one per epoch unless set."""
-        augment = self.config.dataset.augment
-        if not (augment.crop or augment.flip):
+        if not self._augments:
             return 1  # all views are the same pixels
         return self.config.soft_targets.views or max(1, self.config.student.epochs)
 
     @property
     def teacher_views(self) -> int:
         """Views that the teacher is asked about: one where it sees clean images, or is a file."""
-        teacher = self.config.teacher
-        return self.views if teacher.input.augment and teacher.kind != "file" else 1
+        return 1 if self.shows_clean or self.is_file else self.views
+
+    @property
+    def shows_clean(self) -> bool:
+        """Whether the teacher is shown clean images where there are augmented ones."""
+        return self._augments and not self.config.teacher.input.augment
+
+    @property
+    def _augments(self) -> bool:
+        augment = self.config.dataset.augment
+        return bool(augment.crop or augment.flip)
 
     @property
     def stored(self) -> bool:
         """Whether the student reads stored teacher logits (`auto` does, where the loss allows it)."""
         if self.config.soft_targets.mode != "auto":
             return self.config.soft_targets.mode == "stored"
-        return (self.config.mixing.kind == "none" and not self.config.loss.features) or self.is_file
+        return (self.config.mixing.kind == "none" and not self.config.loss.weighs_features) or self.is_file
 
     @property
     def is_file(self) -> bool:
@@ -153,7 +163,10 @@ class Identity:
         if not self.needs_teacher and loss.kind in ("kd", "ce"):
             return {"alpha": _plain_value(loss.alpha)}
         parts = {**_plain(loss), "beta": _plain_value(loss.soft_weight)}
-        if not loss.features:
+        parts["features"] = {
+            name: _plain(term) for name, term in loss.features.items() if largest(term.weight)
+        }
+        if not parts["features"]:
             del parts["features"]
         if not parts.get("standardise"):
             parts.pop("standardise", None)
@@ -173,7 +186,7 @@ class Identity:
             return {"members": members, **_ensemble(self.config.teacher.params), **parts}
         if self.stored:
             return {"soft_targets": key_of(self.soft_targets), **parts}
-        if self.teacher_views != self.views:
+        if self.shows_clean:
             parts["clean"] = True
         return {
             "teacher": key_of(self.teacher),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdistill.averaging import AverageOf, average, log_mixture
@@ -99,17 +102,57 @@ class EstimatorTeacher(Live):
         return Outputs(values.to(images.device))
 
 
+class RescaledTeacher(Live):
+    """A live teacher of values in other units: `factor * values + offset`, each `[D]`, are in the student's."""
+
+    def __init__(self, teacher: Live, factor: Tensor, offset: Tensor) -> None:
+        self._teacher, self._factor, self._offset = teacher, factor, offset
+
+    def outputs(self, images: Tensor) -> Outputs:
+        outputs = self._teacher.outputs(images)
+        return replace(outputs, logits=outputs.logits * self._factor + self._offset)
+
+
+def _mixed_values(values: Sequence[Tensor], shares: Sequence[float], T: float) -> Tensor:
+    """The mean of values `[N, D]` by their shares."""
+    return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
+
+
+def _mixed_sigmoids(logits: Sequence[Tensor], shares: Sequence[float], T: float) -> Tensor:
+    """Logits `[N, K]` whose sigmoid at T is the mean of the sigmoids at T by their shares."""
+    yes, no = (
+        torch.stack(
+            [F.logsigmoid(sign * z / T) + math.log(w) for z, w in zip(logits, shares, strict=True) if w]
+        )
+        for sign in (1, -1)
+    )
+    return T * (yes.logsumexp(0) - no.logsumexp(0))
+
+
+#: task -> what stands for the teacher's answer about two images that were mixed: (answers, shares, T) -> answer
+MIXTURES: dict[str, Callable[[Sequence[Tensor], Sequence[float], float], Tensor]] = {
+    "classification": log_mixture,
+    "multilabel": _mixed_sigmoids,
+    "regression": _mixed_values,
+}
+
+
 class StoredTeacher:
     """Reads teacher logits from disk: `[views, samples, classes]`, float16 or float32.
 
     Small files are held on the device; larger ones stay memory-mapped and are read a batch at a time. Where
     one view is stored, of clean images, it serves for all. For a mixed image it gives the mean of the
-    probabilities at T of the two that it was mixed from, by their shares: an approximation of what the
-    teacher would say of the mixed image itself.
+    answers (probabilities at T) about the two that it was mixed from, by their shares: an approximation of
+    what the teacher would say of the mixed image itself. `mixture` is one of `MIXTURES`.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self._device = device
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        mixture: Callable[[Sequence[Tensor], Sequence[float], float], Tensor] = log_mixture,
+    ) -> None:
+        self._device, self._mixture = device, mixture
         self._mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         self._held: Tensor | None = None
         if self._mapped.nbytes <= IN_MEMORY_BYTES:
@@ -119,7 +162,7 @@ class StoredTeacher:
         logits = self._rows(view, batch.indices)
         if batch.mixed_with is not None:
             others = self._rows(view, batch.mixed_with)
-            logits = log_mixture([logits, others], [batch.share, 1 - batch.share], T)
+            logits = self._mixture([logits, others], [batch.share, 1 - batch.share], T)
         return Outputs(logits)
 
     def _rows(self, view: int, indices: Tensor) -> Tensor:

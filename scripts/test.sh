@@ -9,4 +9,5 @@ if [ "${1:-}" = --slow ]; then
     select=()
     shift
 fi
-exec "$VENV/bin/python" -m pytest ${select[@]+"${select[@]}"} "$@"
+# a process for each core; the tests themselves use one thread
+exec "$VENV/bin/python" -m pytest -n auto --dist worksteal ${select[@]+"${select[@]}"} "$@"

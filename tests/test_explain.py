@@ -82,7 +82,7 @@ def test_a_feature_loss_has_its_terms_settings(capsys: pytest.CaptureFixture[str
 
     assert any(line.startswith("loss.alpha 1.0 weight of the cross entropy") for line in lines)
     assert any(
-        line.startswith("loss.features.review_kd.weight {start:0,end:5,until:0.0833} ") for line in lines
+        line.startswith("loss.features.review_kd.weight {start:0,end:5,until:0.083333} ") for line in lines
     )
     assert any(line.startswith("loss.features.review_kd.layers null pairs of layers") for line in lines)
 

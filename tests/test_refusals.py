@@ -96,7 +96,7 @@ def pairs(feature: str, student: str, teacher: str) -> str:
         ),
         (
             "loss=ce feature=at",
-            "loss: ce is the control without a teacher and takes no feature term (got at); use loss=features",
+            "loss: ce is a control without a teacher and takes no feature term (got at); use loss=features",
         ),
         (
             "loss=features",

@@ -38,19 +38,23 @@ class _Loss(Section):
         return self.model_dump(exclude={"kind", "alpha", "beta", "features"})
 
 
-class CELoss(_Loss):
+class _Teacherless(_Loss):
+    """A control: it takes no terms that would bring a teacher in."""
+
+    @model_validator(mode="after")
+    def _stays_a_control(self) -> _Teacherless:
+        if self.features:
+            raise ValueError(
+                f"{self.kind} is a control without a teacher and takes no feature term (got"
+                f" {', '.join(self.features)}); use loss=features"
+            )
+        return self
+
+
+class CELoss(_Teacherless):
     """CE(student, labels) alone: the control, which no teacher reaches."""
 
     kind: Literal["ce"]
-
-    @model_validator(mode="after")
-    def _stays_a_control(self) -> CELoss:
-        if self.features:
-            raise ValueError(
-                f"ce is the control without a teacher and takes no feature term (got {', '.join(self.features)});"
-                " use loss=features"
-            )
-        return self
 
     @property
     def alpha(self) -> float:
@@ -188,7 +192,7 @@ class OFALoss(_WithT):
     power: float = Field(gt=0, description="exponent of the target's enhanced probability (epsilon)")
 
 
-class LabelSmoothingLoss(_Loss):
+class LabelSmoothingLoss(_Teacherless):
     """CE with smoothed labels alone: a control, which no teacher reaches."""
 
     kind: Literal["label_smoothing"]
@@ -199,7 +203,7 @@ class LabelSmoothingLoss(_Loss):
         return 1.0
 
 
-class TeacherFreeLoss(_WithT):
+class TeacherFreeLoss(_WithT, _Teacherless):
     kind: Literal["teacher_free"]
     confidence: float = Field(gt=0, lt=1, description="the virtual teacher's probability of the label")
 

@@ -184,7 +184,15 @@ class Teacher(Model):
                     f"params.members.{name}.name={own.get('name', 'null')}: name a network or another teacher, for"
                     f" example {{{name}: {{name: resnet20, seed: 1}}}}; an ensemble has no ensembles as members"
                 )
-        return {name: derived(self, own, f"params.members.{name}") for name, own in params.members.items()}
+        members = {
+            name: derived(self, own, f"params.members.{name}") for name, own in sorted(params.members.items())
+        }
+        for name, member in members.items():
+            if member.input.augment != self.input.augment:
+                raise ValueError(
+                    f"params.members.{name}.input.augment: all members are shown the same views; set input.augment"
+                )
+        return members
 
 
 def derived(section: Any, own: dict[str, Any], where: str) -> Any:

@@ -20,6 +20,7 @@ COMPARED_SAMPLES = {"dist": 2, "mlkd": 2, "sp": 2, "rkd": 3, "pkt": 2}
 
 def check_method(job: Job) -> None:
     """Raise `ConfigError` for a loss that this data, this teacher or these settings do not allow."""
+    _check_inputs(job)
     _check_task(job)
     _check_labels(job)
     _check_batch(job)
@@ -29,7 +30,7 @@ def check_method(job: Job) -> None:
         _check_classes(job)
     if job.config.loss.features:
         _check_features(job)
-    if job.identity.is_file and job.config.soft_targets.mode == "live":
+    if any(t.identity.is_file for t in job.teachers.values()) and job.config.soft_targets.mode == "live":
         raise ConfigError(
             "soft_targets=live needs a teacher that can be asked; teacher=file has only its outputs"
         )
@@ -39,6 +40,21 @@ def check_method(job: Job) -> None:
             " soft_targets=live asks the teacher about the mixed images",
             job.config.mixing.kind,
         )
+
+
+def _check_inputs(job: Job) -> None:
+    for role in ("teacher", "student"):
+        shown = getattr(job.config, role).input
+        if (shown.size is None and not shown.grey) or (job.previous and role == "teacher"):
+            continue
+        if not job.data.is_images:
+            raise ConfigError(
+                f"{role}.input.size and .grey are for images; {job.config.dataset.name} has none"
+            )
+        if role == "teacher" and job.config.teacher.kind == "folder":
+            raise ConfigError(
+                "teacher=folder is shown images as it was trained on them; take out teacher.input.size and .grey"
+            )
 
 
 def _check_task(job: Job) -> None:
@@ -55,6 +71,10 @@ def _check_task(job: Job) -> None:
                 raise ConfigError(
                     f"{role}.label_smoothing={smoothing:g}: there is nothing to smooth in regression"
                 )
+    if isinstance(loss, MutualLoss) and job.config.student.weights is not None:
+        raise ConfigError(
+            "loss=dml needs two students that start differently: with student.weights both would start equal"
+        )
     if isinstance(loss, MutualLoss) and loss.features:
         raise ConfigError("loss=dml has no teacher whose features could be imitated; take out feature=...")
 
@@ -73,6 +93,12 @@ def _check_labels(job: Job) -> None:
     if unlabelled and mixing != "none":
         raise ConfigError(
             f"mixing={mixing} mixes labels, and unlabelled images have none: use one of the two"
+        )
+    if unlabelled and job.config.student.optim.accumulate > 1:
+        log.warning(
+            "the hard term is a mean over the labelled images of each part of a batch:"
+            " optim.accumulate=%d with dataset.unlabelled changes what is learnt",
+            job.config.student.optim.accumulate,
         )
     if unlabelled and loss.kind in ("ce", "label_smoothing"):
         raise ConfigError(
@@ -94,8 +120,13 @@ def _check_labels(job: Job) -> None:
 
 def _check_classes(job: Job) -> None:
     """A teacher that is brought along may have other classes; what is trained here has the student's own."""
+    simkd = any(term.kind == "simkd" for term in job.config.loss.features.values())
     for member in job.teachers.values():
         classes = class_map_of(member, member.find_teacher())
+        if simkd and not classes.is_identity:
+            raise ConfigError(
+                "simkd takes over the teacher's head: its classes must be the student's, in the same order"
+            )
         if classes.is_full:
             continue
         if "" not in job.teachers:
@@ -110,8 +141,9 @@ def _check_classes(job: Job) -> None:
 def _check_batch(job: Job) -> None:
     student, loss = job.config.student, job.config.loss
     size = student.batch_size // student.optim.accumulate
-    kinds = [loss.kind, *(term.kind for term in loss.features.values())]
-    named = next((kind for kind in kinds if kind in COMPARED_SAMPLES), None)
+    kinds = [loss.kind, *(term.kind for term in loss.features.values() if largest(term.weight))]
+    compared = [kind for kind in kinds if kind in COMPARED_SAMPLES]
+    named = max(compared, key=lambda kind: COMPARED_SAMPLES[kind], default=None)
     if named and size < COMPARED_SAMPLES[named]:
         parts = (
             f" in optim.accumulate={student.optim.accumulate} parts" if student.optim.accumulate > 1 else ""

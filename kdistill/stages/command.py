@@ -46,16 +46,16 @@ def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
         make, following = MAKERS[config.stage]
         if config.stage == "distill" and not config.finetune.epochs:
             following = "eval"
-        return _made(job, [make(maker) for maker in _makers(job)], following)
+        return _made(job, [make(maker) for maker in makers(job, config.stage)], following)
     return _judged(job, run(job) if config.stage == "run" else evaluation.evaluate(job))
 
 
-def _makers(job: Job) -> list[Job]:
-    """The jobs of the stage: one for each member of an ensemble where the teacher is made or asked."""
-    if job.config.stage == "train-teacher":
+def makers(job: Job, stage: str) -> list[Job]:
+    """The jobs of a stage: one for each member of an ensemble where the teacher is made or asked."""
+    if stage == "train-teacher":
         teachers = list(job.chain[0].teachers.values())
         return [teacher for teacher in teachers if is_trainable(teacher)] or teachers
-    return list(job.teachers.values()) if job.config.stage == "soft-targets" else [job]
+    return list(job.teachers.values()) if stage == "soft-targets" else [job]
 
 
 def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] = ()) -> None:

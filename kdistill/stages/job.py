@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
 
+import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from kdistill import plugins
 from kdistill.artifacts import Artifact, ArtifactStore
@@ -19,14 +20,13 @@ from kdistill.config.data import Dataset
 from kdistill.config.schema import Config, Model
 from kdistill.data import Data, InputView, Split, Views, load_data, transfer
 from kdistill.engine import Engine
-from kdistill.errors import ConfigError, MissingArtifact, ModelError, did_you_mean
-from kdistill.files import sha256_of
+from kdistill.errors import ConfigError, MissingArtifact, ModelError
 from kdistill.identity import Identity, key_of
 from kdistill.models import Classifier, build_classifier, fit_state, load_state, rebuild
+from kdistill.stages.given import Role, content_of
 from kdistill.tasks import Task, task_of
 
 log = logging.getLogger("kdistill")
-Role = Literal["teacher", "student"]
 ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
 _STUDENTS = ("student", "assistant", "generations", "loss", "feature", "mixing", "finetune")
@@ -92,7 +92,11 @@ class Job:
             self.config,
             self.data.fingerprint,
             self.engine.precision,
-            {role: content for role in ROLES if (content := self._given_weights(role)) is not None},
+            {
+                role: content
+                for role in ROLES
+                if (content := content_of(self.section(role), role)) is not None
+            },
             unlabelled=self.data.unlabelled_fingerprint,
             previous=self.previous.identity if self.previous else None,
             members=members,
@@ -113,6 +117,12 @@ class Job:
     def views(self, seed: int) -> Views:
         augment = self.config.dataset.augment
         return Views(seed=seed, crop=augment.crop, flip=augment.flip)
+
+    def first_images(self, count: int) -> Tensor:
+        """Up to `count` training images to try networks on, the first that can be read."""
+        split = self.data.train.to(self.engine.device)
+        batches = split.batches(torch.arange(len(split)), count)
+        return next(batch.images for batch in batches if len(batch.images))
 
     def forced(self, stage: str) -> bool:
         """`force=true` makes the artifact of the asked-for stage anew; `run` asks for all of them."""
@@ -285,16 +295,6 @@ class Job:
             network.view = shown
         return network
 
-    def _given_weights(self, role: Role) -> str | None:
-        """Checksum of what the user's `weights` names, where it names something."""
-        section = self.section(role)
-        if section.weights is None or section.weights == "DEFAULT":
-            return None
-        if role == "teacher" and self.config.teacher.kind == "folder":
-            return Artifact(_existing(section.weights, "folder")).digest
-        is_outputs = role == "teacher" and self.config.teacher.kind == "file"
-        return sha256_of(_existing(section.weights, "outputs" if is_outputs else role))
-
 
 def role_of(kind: str, member: str) -> str:
     """The role of a parent: its kind, and the ensemble's member that it belongs to."""
@@ -306,24 +306,3 @@ def _load_data(config: str, workers: int, memory_gb: float) -> Data:
     """Jobs of a sweep share the data that they have in common."""
     dataset: Dataset = TypeAdapter(Dataset).validate_json(config)
     return load_data(dataset, workers=workers, memory_gb=memory_gb)
-
-
-_WEIGHTS = "a file of weights (safetensors, or a state dict), DEFAULT or null"
-_EXPECTED = {
-    "folder": "the folder of a trained network, such as runs/artifacts/teacher/NAME",
-    "outputs": "a file of the teacher's outputs (.csv, .npy, .npz or .safetensors)",
-    "teacher": _WEIGHTS,
-    "student": _WEIGHTS,
-}
-
-
-def _existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]) -> Path:
-    path = Path(name).expanduser()
-    if not (path.is_dir() if what == "folder" else path.is_file()):
-        hint = (
-            did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        )
-        role = "student" if what == "student" else "teacher"
-        kind = "folder" if what == "folder" else "file"
-        raise ModelError(f"{role}.weights={name}: there is no such {kind}.{hint} Expected {_EXPECTED[what]}")
-    return path

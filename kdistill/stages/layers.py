@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError
 from kdistill.features import Layer, candidates
@@ -23,7 +21,7 @@ def layers_of(config: Config) -> tuple[Table, tuple[str, str] | None]:
     teacher = config.teacher
     if job.previous is None and teacher.kind not in ("network", "folder"):
         raise ConfigError(f"teacher.name={teacher.name} is no network: it has no layers to look into")
-    first = next(iter(job.data.train.batches(torch.arange(1), 1))).images.to(job.engine.device)
+    first = job.first_images(1)
     with job.engine.seeded(0):
         student, taught_by = (candidates(network, first) for network in (job.build("student"), _teacher(job)))
     return layers_table(student, taught_by), _pair(student, taught_by)

@@ -102,7 +102,8 @@ def try_own_loss(job: Job, loss: OwnLoss) -> None:
 
 def _features(job: Job) -> dict[str, Feature]:
     """The feature terms that are ever weighed."""
-    return {name: term for name, term in job.config.loss.features.items() if largest(term.weight)}
+    # in one order, however they were given: adapters are drawn one after another
+    return {name: term for name, term in sorted(job.config.loss.features.items()) if largest(term.weight)}
 
 
 def _with_features(job: Job, student: Classifier, teacher: Classifier) -> Lesson:
@@ -123,10 +124,8 @@ class _Builder:
     def __init__(self, job: Job, student: Classifier, teacher: Classifier) -> None:
         self.job, self.student, self.teacher = job, student, teacher
         settings = job.config.student
-        first = torch.arange(
-            min(DRY_SAMPLES, settings.batch_size // settings.optim.accumulate, len(job.data.train))
-        )
-        self.images = next(iter(job.data.train.to(job.engine.device).batches(first, DRY_SAMPLES))).images
+        count = min(DRY_SAMPLES, settings.batch_size // settings.optim.accumulate, len(job.data.train))
+        self.images = job.first_images(count)
         self.prefix = ""
 
     def part(self, name: str, settings: Feature) -> FeaturePart:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from kdistill.errors import ConfigError
 from kdistill.estimators import load_estimator
 from kdistill.stages.job import Job, role_of
 from kdistill.teachers import (
+    MIXTURES,
     AveragedTeachers,
     EstimatorTeacher,
     Live,
     LiveTeacher,
     MappedTeacher,
+    RescaledTeacher,
     StoredTeacher,
     TeacherSignal,
 )
@@ -40,7 +43,8 @@ def teacher_signal(
     def one(name: str, member: Job) -> TeacherSignal:
         stored = parents.get(role_of("soft-targets", name))
         if stored is not None:
-            signal: TeacherSignal = StoredTeacher(stored.file("logits.npy"), job.engine.device)
+            path = stored.file("logits.npy")
+            signal: TeacherSignal = StoredTeacher(path, job.engine.device, MIXTURES[job.task.name])
         else:
             signal = live_teacher(member, parents[role_of("teacher", name)], layers)
         return _mapped(signal, class_map_of(member, parents.get(role_of("teacher", name))))
@@ -66,7 +70,27 @@ def live_teacher(job: Job, artifact: Artifact, layers: Sequence[str] = ()) -> Li
         estimator = load_estimator(artifact.file("estimator.skops"))
         return EstimatorTeacher(estimator, len(job.data.classes), job.shown("teacher"), job.task.name)
     batch_size = job.config.soft_targets.batch_size
-    return LiveTeacher(job.load(artifact), batch_size, job.engine, layers=layers)
+    teacher = LiveTeacher(job.load(artifact), batch_size, job.engine, layers=layers)
+    return _in_units_of(job, teacher, _about(artifact)) if job.task.name == "regression" else teacher
+
+
+def _in_units_of(job: Job, teacher: Live, about: Mapping[str, Any]) -> Live:
+    """A regression network that learnt values of another mean and spread, in this data's units."""
+    theirs = [torch.tensor(about[name]) for name in ("target_mean", "target_std")]
+    ours = [torch.tensor(given) for given in (job.data.target_mean, job.data.target_std)]
+    if all(torch.allclose(a, b) for a, b in zip(theirs, ours, strict=True)):
+        return teacher
+    device = job.engine.device
+    factor, offset = theirs[1] / ours[1], (theirs[0] - ours[0]) / ours[1]
+    return RescaledTeacher(teacher, factor.to(device), offset.to(device))
+
+
+def _about(artifact: Artifact) -> dict[str, Any]:
+    """What `model.json` says of a teacher that is a network; nothing of any other."""
+    if "model.json" not in artifact.manifest["files"]:
+        return {}
+    about: dict[str, Any] = json.loads(artifact.file("model.json").read_text())
+    return about
 
 
 def class_map_of(job: Job, artifact: Artifact | None) -> ClassMap:
@@ -75,9 +99,13 @@ def class_map_of(job: Job, artifact: Artifact | None) -> ClassMap:
     explicit = (
         job.config.teacher.class_map if job.previous is None else None
     )  # a student has the data's classes
-    theirs = classes
-    if artifact is not None and "model.json" in artifact.manifest["files"]:
-        theirs = json.loads(artifact.file("model.json").read_text())["classes"]
+    about = _about(artifact) if artifact is not None else {}
+    theirs = about.get("classes", classes)
+    if about and about.get("task", "classification") != job.task.name:
+        raise ConfigError(
+            f"the teacher {artifact.folder if artifact else ''} was trained for"
+            f" {about.get('task', 'classification')}, but {job.config.dataset.name} is for {job.task.name}"
+        )
     if job.task.name != "classification":
         if theirs != classes or explicit:
             raise ConfigError(

@@ -56,9 +56,7 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     settings = job.config.soft_targets
     split, views = job.transfer_set.to(job.engine.device), job.identity.teacher_views
     signal = live_teacher(job, teacher)
-    outputs = signal.logits(next(split.batches(torch.arange(1), 1)).images).shape[
-        1
-    ]  # perhaps of other classes
+    outputs = signal.logits(job.first_images(1)).shape[1]  # perhaps of other classes
     shape = (views, len(split), outputs)
     path = work.folder / "logits.npy"
 

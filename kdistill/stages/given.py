@@ -1,0 +1,54 @@
+"""What the user brings along: files of weights, folders of networks, files of outputs."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from kdistill.artifacts import Artifact
+from kdistill.config.models import kind_of
+from kdistill.config.schema import Model
+from kdistill.errors import ModelError, did_you_mean
+from kdistill.files import sha256_of
+
+Role = Literal["teacher", "student"]
+
+
+def content_of(section: Model, role: Role) -> str | None:
+    """Checksum of what a section's `weights` names; None where it names nothing. Raises `ModelError`."""
+    if section.weights is None or section.weights == "DEFAULT":
+        return None
+    kind = kind_of(section.name)
+    if kind == "folder":
+        return _content(Artifact(existing(section.weights, "folder")))
+    return sha256_of(existing(section.weights, "outputs" if kind == "file" else role))
+
+
+def _content(artifact: Artifact) -> str:
+    """Checksum of a network's weights and of what else decides about its outputs: normalisation, classes."""
+    files = artifact.manifest["files"]
+    both = [files[name]["sha256"] for name in ("model.safetensors", "model.json") if name in files]
+    return hashlib.sha256(" ".join([artifact.digest, *both]).encode()).hexdigest()
+
+
+_WEIGHTS = "a file of weights (safetensors, or a state dict), DEFAULT or null"
+_EXPECTED = {
+    "folder": "the folder of a trained network, such as runs/artifacts/teacher/NAME",
+    "outputs": "a file of the teacher's outputs (.csv, .npy, .npz or .safetensors)",
+    "teacher": _WEIGHTS,
+    "student": _WEIGHTS,
+}
+
+
+def existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]) -> Path:
+    """The path that `weights` names; raises `ModelError` with near matches where there is none."""
+    path = Path(name).expanduser()
+    if not (path.is_dir() if what == "folder" else path.is_file()):
+        hint = (
+            did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        )
+        role = "student" if what == "student" else "teacher"
+        kind = "folder" if what == "folder" else "file"
+        raise ModelError(f"{role}.weights={name}: there is no such {kind}.{hint} Expected {_EXPECTED[what]}")
+    return path
