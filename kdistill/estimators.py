@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -25,23 +28,44 @@ _log = logging.getLogger("kdistill")
 Task = Literal["classification", "regression"]
 _KINDS: dict[Task, str] = {"classification": "classifier", "regression": "regressor"}
 
-#: what a saved estimator may be made of, besides what skops itself trusts: the parts of scikit-learn's fitted
-#: estimators, which hold numbers. No numpy and no whole package: those have functions that run text.
-_PARTS = (
-    "sklearn._loss.link.",
-    "sklearn._loss.loss.",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.calibration._TemperatureScaling",
-    "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
-    "sklearn.gaussian_process.kernels.",
-    "sklearn.metrics._dist_metrics.",
-    "sklearn.neural_network._stochastic_optimizers.",
-    "sklearn.neighbors._ball_tree.BallTree",
-    "sklearn.neighbors._kd_tree.KDTree",
-    "sklearn.tree._tree.Tree",
+#: what a saved estimator may be made of, besides what skops itself trusts: classes that hold numbers, by module.
+#: One by one, and only from the module that defines it: modules also hold functions, such as `dataclass`, that
+#: run text. Not among the distances: PyFuncDistance, which calls what a file says.
+_PARTS = {
+    "sklearn._loss.link": "HalfLogitLink IdentityLink Interval LogitLink LogLink MultinomialLogit",
+    "sklearn._loss.loss": "AbsoluteError ExponentialLoss HalfBinomialLoss HalfGammaLoss HalfMultinomialLoss"
+    " HalfPoissonLoss HalfSquaredError HalfTweedieLoss HalfTweedieLossIdentity HuberLoss PinballLoss",
+    "sklearn.calibration": "_CalibratedClassifier _SigmoidCalibration _TemperatureScaling",
+    "sklearn.ensemble._hist_gradient_boosting.binning": "_BinMapper",
+    "sklearn.ensemble._hist_gradient_boosting.predictor": "TreePredictor",
+    "sklearn.gaussian_process._gpc": "_BinaryGaussianProcessClassifierLaplace",
+    "sklearn.gaussian_process.kernels": "ConstantKernel Product RBF",
+    "sklearn.metrics._dist_metrics": "BrayCurtisDistance64 CanberraDistance64 ChebyshevDistance64 DiceDistance64"
+    " EuclideanDistance64 HammingDistance64 HaversineDistance64 JaccardDistance64 MahalanobisDistance64"
+    " ManhattanDistance64 MinkowskiDistance64 RogersTanimotoDistance64 RussellRaoDistance64 SEuclideanDistance64"
+    " SokalMichenerDistance64 SokalSneathDistance64",
+    "sklearn.neighbors._ball_tree": "BallTree",
+    "sklearn.neighbors._kd_tree": "KDTree",
+    "sklearn.neural_network._stochastic_optimizers": "AdamOptimizer SGDOptimizer",
+    "sklearn.tree._tree": "Tree",
+}
+
+#: the ways in which skops may be told to make a thing. Left out are those that call or look up what the file
+#: names: functions, methods, partial, operator, and constructors with arguments of the file's choice.
+_LOADERS = frozenset(
+    [
+        "DictNode",
+        "JsonNode",
+        "ListNode",
+        "LossNode",
+        "NdArrayNode",
+        "ObjectNode",
+        "RandomGeneratorNode",
+        "RandomStateNode",
+        "TreeNode",
+        "TupleNode",
+        "TypeNode",
+    ]
 )
 
 
@@ -68,7 +92,8 @@ def fit_estimator(
     Args:
         name: a class of scikit-learn, such as "RandomForestClassifier".
         params: its parameters; random_state is `seed`.
-        images: uint8 `[n, C, H, W]`; the estimator sees `[n, C * H * W]` float32 in [0, 1].
+        images: uint8 `[n, C, H, W]`, which the estimator sees as `[n, C * H * W]` float32 in [0, 1]; numbers,
+            float `[n, D, 1, 1]`, it sees as they are.
         labels: int64 `[n]`, or values `[n, D]` for regression. Samples of label -1, or with a value of nan, are
             left out.
 
@@ -100,7 +125,7 @@ def fit_estimator(
 
 
 def estimator_logits(estimator: BaseEstimator, images: Tensor, classes: int) -> Tensor:
-    """Return logits `[N, K]` float32, on the CPU, of uint8 images `[N, C, H, W]`: the log of predict_proba.
+    """Return logits `[N, K]` float32, on the CPU, of images as in `fit_estimator`: the log of predict_proba.
 
     Softmax gives the probabilities back; those below 1e-7 count as 1e-7 (`averaging.log_of`), also of a class
     that the estimator never saw. Column k is class k. Raises ModelError if a probability is not a
@@ -113,7 +138,7 @@ def estimator_logits(estimator: BaseEstimator, images: Tensor, classes: int) -> 
 
 
 def estimator_values(estimator: BaseEstimator, images: Tensor) -> Tensor:
-    """Return a regressor's values `[N, D]` float32, on the CPU, of uint8 images `[N, C, H, W]`.
+    """Return a regressor's values `[N, D]` float32, on the CPU, of images as in `fit_estimator`.
 
     Raises ModelError if a value is not a number.
     """
@@ -136,14 +161,17 @@ def save_estimator(estimator: BaseEstimator, path: Path) -> None:
 
 
 def load_estimator(path: Path) -> BaseEstimator:
-    """Read what `save_estimator` wrote. Nothing is unpickled; types that no estimator is made of are refused.
+    """Read what `save_estimator` wrote. Nothing is unpickled, and nothing but classes of estimators' parts is made.
+
+    No file can run code; the numbers in it are not verified, and forged ones can crash the process.
 
     Raises ConfigError when skops is missing, and ModelError for another file or other types.
     """
     skops = _skops()
     try:
         foreign = skops.get_untrusted_types(file=path)
-        refused = [name for name in foreign if not name.startswith(_PARTS)]
+        refused = [name for name in foreign if not _is_part(name)]
+        refused += sorted(_loaders(path) - _LOADERS)
         if not refused:
             estimator = skops.load(path, trusted=foreign)
     except Exception as ex:  # a damaged file: zip, JSON, numpy and scikit-learn each raise their own
@@ -159,6 +187,30 @@ def load_estimator(path: Path) -> BaseEstimator:
     }:
         raise ModelError(f"{path} holds a {type(estimator).__name__}: expected a classifier or regressor")
     return estimator
+
+
+def _is_part(name: str) -> bool:
+    module, _, class_name = name.rpartition(".")
+    if class_name not in _PARTS.get(module, "").split():
+        return False
+    part = getattr(import_module(module), class_name, None)
+    return isinstance(part, type) and part.__module__ == module
+
+
+def _loaders(path: Path) -> set[str]:
+    """The ways in which skops would make the things in this file, by its names for them."""
+
+    def found(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if isinstance(node.get("__loader__"), str):
+                yield node["__loader__"]
+            node = list(node.values())
+        if isinstance(node, list):
+            for child in node:
+                yield from found(child)
+
+    with ZipFile(path) as file:
+        return set(found(json.loads(file.read("schema.json"))))
 
 
 @cache
@@ -221,8 +273,9 @@ def _unknown(name: str, task: Task) -> str:
 
 
 def _pixels(images: Tensor) -> np.ndarray:
-    """Images `[N, C, H, W]` uint8 as `[N, C * H * W]` float32 in [0, 1]."""
-    return images.flatten(1).cpu().numpy().astype(np.float32) / 255
+    """Images `[N, C, H, W]` as `[N, C * H * W]` float32: uint8 in [0, 1], other numbers as they are."""
+    numbers = images.flatten(1).cpu().numpy().astype(np.float32)
+    return numbers / 255 if images.dtype == torch.uint8 else numbers
 
 
 def _finite(estimator: BaseEstimator, outputs: np.ndarray) -> Tensor:

@@ -1,5 +1,6 @@
 """scikit-learn's estimators as teachers: by name, checked early, the same for a seed, kept without pickle."""
 
+import json
 import logging
 import zipfile
 from collections import Counter
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from kdistill import estimators
 from kdistill.errors import ConfigError, ModelError
 from kdistill.estimators import (
     check_estimator,
@@ -33,7 +35,7 @@ CLASSIFIERS = {
     "ExtraTreesClassifier": {"n_estimators": 20},
     "HistGradientBoostingClassifier": {"max_iter": 10},
     "GradientBoostingClassifier": {"n_estimators": 3},
-    "KNeighborsClassifier": {"n_neighbors": 3, "algorithm": "kd_tree"},
+    "KNeighborsClassifier": {"n_neighbors": 3},
     "GaussianNB": {},
     "MLPClassifier": {"hidden_layer_sizes": [16], "max_iter": 5},
     "CalibratedClassifierCV": {},
@@ -154,6 +156,20 @@ def test_pixels_are_seen_flat_and_in_0_to_1() -> None:
     np.testing.assert_allclose(probabilities.numpy(), expected, atol=2e-6)
 
 
+def test_numbers_are_seen_as_they_are() -> None:
+    """Floats are no pixels: what scikit-learn's Ridge answers for the diabetes data, R2 0.38 and not -0.02."""
+    numbers, target = load_diabetes(return_X_y=True)
+    numbers = numbers.astype(np.float32)
+    inputs, values = torch.from_numpy(numbers)[:, :, None, None], torch.from_numpy(target)[:, None].float()
+    teacher = fit_estimator("Ridge", {}, 0, inputs[:300], values[:300], task="regression")
+    answers = estimator_values(teacher, inputs[300:])[:, 0].numpy()
+    own = Ridge().fit(numbers[:300], target[:300].astype(np.float32)).predict(numbers[300:])
+
+    np.testing.assert_allclose(answers, own, rtol=1e-5)
+    truth = target[300:]
+    assert 1 - ((truth - answers) ** 2).sum() / ((truth - truth.mean()) ** 2).sum() > 0.35
+
+
 def test_unlabelled_samples_are_left_out() -> None:
     """-1 is no class."""
     images, labels, unseen, _ = parts()
@@ -269,6 +285,49 @@ def test_a_saved_classifier_is_the_same(name: str, tmp_path: Path) -> None:
     assert set(kinds) <= {".json", ".npy", ".npz"}
 
 
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("KNeighborsClassifier", {"algorithm": "kd_tree", "metric": "chebyshev"}),
+        ("KNeighborsClassifier", {"algorithm": "ball_tree", "metric": "canberra"}),
+        ("KNeighborsClassifier", {"algorithm": "brute"}),
+        ("GaussianProcessClassifier", {}),
+        ("MLPClassifier", {"solver": "sgd", "max_iter": 2}),
+    ],
+)
+def test_parameters_that_bring_other_parts_are_kept_too(name: str, params: dict, tmp_path: Path) -> None:
+    """Trees, distances, kernels, optimizers."""
+    pytest.importorskip("skops")
+    images, labels, unseen, _ = parts()
+    estimator = fit_estimator(name, params, 0, images[:80], labels[:80])
+    save_estimator(estimator, tmp_path / "teacher.skops")
+    again = load_estimator(tmp_path / "teacher.skops")
+
+    assert torch.equal(estimator_logits(again, unseen, 10), estimator_logits(estimator, unseen, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("Ridge", {}),
+        ("HistGradientBoostingRegressor", {"loss": "gamma", "max_iter": 3}),
+        ("GradientBoostingRegressor", {"loss": "huber", "n_estimators": 3}),
+        ("TweedieRegressor", {"power": 1.5}),
+        ("SVR", {}),
+    ],
+)
+def test_a_saved_regressor_of_one_value_is_the_same(name: str, params: dict, tmp_path: Path) -> None:
+    """With the parts of its loss."""
+    pytest.importorskip("skops")
+    images, labels, unseen, _ = parts()
+    values = labels[:200, None].float() + 1
+    estimator = fit_estimator(name, params, 0, images[:200], values, task="regression")
+    save_estimator(estimator, tmp_path / "teacher.skops")
+    again = load_estimator(tmp_path / "teacher.skops")
+
+    assert torch.equal(estimator_values(again, unseen), estimator_values(estimator, unseen))
+
+
 def test_a_saved_regressor_is_the_same(tmp_path: Path) -> None:
     """Also where one stands for each value."""
     pytest.importorskip("skops")
@@ -282,6 +341,87 @@ def test_a_saved_regressor_is_the_same(tmp_path: Path) -> None:
     again = load_estimator(tmp_path / "teacher.skops")
 
     assert torch.equal(estimator_values(again, unseen), estimator_values(estimator, unseen))
+
+
+def forge(path: Path, made_by: dict[str, str], content: object) -> None:
+    """Write a file whose top node makes something of `content`, as `made_by` says."""
+    skops_io = pytest.importorskip("skops.io")
+    skops_io.dump(content, path)
+    with zipfile.ZipFile(path) as file:
+        files = {name: file.read(name) for name in file.namelist()}
+    schema = json.loads(files["schema.json"])
+    top = {key: schema.pop(key) for key in ("protocol", "_skops_version")}
+    files["schema.json"] = json.dumps({**made_by, "content": schema, "__id__": 1, **top}).encode()
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in files.items():
+            file.writestr(name, data)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_function_in_a_module_of_parts_is_not_run(
+    listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dataclass` runs the names of fields; a module of scikit-learn's losses imports it. Even a slip in the list
+    of parts would not let it in: it is no class, and of another module."""
+    skops_io = pytest.importorskip("skops.io")
+    if listed:
+        monkeypatch.setitem(estimators._PARTS, "sklearn._loss.link", "Interval dataclass")
+    ran, path = tmp_path / "ran", tmp_path / "teacher.skops"
+    victim = LinearRegression()
+    code = f"b:''' and __import__('pathlib').Path({str(ran)!r}).touch()"
+    victim.__dict__ |= {"__annotations__": {"a:'''": "int", code: "int"}, "__mro__": ["x"]}
+    victim.__dict__ |= {"__name__": "X", "__qualname__": "X"}
+    function = {"__class__": "dataclass", "__module__": "sklearn._loss.link"}
+    forge(path, {**function, "__loader__": "ConstructorFromReduceNode"}, (victim,))
+
+    with pytest.raises(ModelError, match=r"holds sklearn\._loss\.link\.dataclass, which no estimator"):
+        load_estimator(path)
+    assert not ran.exists()
+
+    with pytest.raises(TypeError):  # the file is as bad as it should be
+        skops_io.load(path, trusted=["sklearn._loss.link.dataclass"])
+    assert ran.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sklearn._loss.link.namedtuple",
+        "sklearn.gaussian_process.kernels.clone",
+        "sklearn.gaussian_process.kernels.signature",
+        "sklearn.metrics._dist_metrics.newObj",
+        "sklearn.metrics._dist_metrics.PyFuncDistance64",
+        "sklearn.metrics._dist_metrics.csr_matrix",
+        "sklearn.tree._tree.Treehouse",
+        "sklearn.tree._tree.Tree.predict",
+        "sklearn.tree._tree.",
+        "Tree",
+    ],
+)
+def test_names_beside_the_parts_are_refused(name: str, tmp_path: Path) -> None:
+    """Only equal names count: no imported function, no class beside, no prefix, no method."""
+    module, _, made = name.rpartition(".")
+    path = tmp_path / "teacher.skops"
+    forge(path, {"__class__": made, "__module__": module, "__loader__": "ConstructorFromReduceNode"}, ())
+    with pytest.raises(
+        ModelError, match=r"which no estimator of scikit-learn is made of: refused to load it$"
+    ):
+        load_estimator(path)
+
+
+def test_even_a_part_is_not_called_with_arguments_of_the_file(tmp_path: Path) -> None:
+    """Parts are filled with their state; ways of making things that no saved estimator uses are refused."""
+    skops_io = pytest.importorskip("skops.io")
+    path = tmp_path / "teacher.skops"
+    part = {"__class__": "KDTree", "__module__": "sklearn.neighbors._kd_tree"}
+    forge(path, {**part, "__loader__": "ConstructorFromReduceNode"}, ([[0.0], [1.0]],))
+    with pytest.raises(ModelError, match="holds ConstructorFromReduceNode, which no estimator"):
+        load_estimator(path)
+    estimator = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+    estimator.predict = np.exp  # skops trusts numpy's functions of arrays
+    skops_io.dump(estimator, path)
+    with pytest.raises(ModelError, match="holds FunctionNode, which no estimator"):
+        load_estimator(path)
 
 
 class Malicious:

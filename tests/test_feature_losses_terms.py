@@ -420,6 +420,21 @@ def test_there_are_never_more_negatives_than_samples_of_other_classes() -> None:
     assert contrast(negatives=7).negatives == 7
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([[1.0, 0.0, 1.0]] * 9), torch.linspace(-1, 1, 9).view(9, 1), torch.linspace(-1, 1, 9)],
+)
+def test_without_classes_each_sample_is_its_own(labels: Tensor) -> None:
+    """Several labels at once, or values: all other samples are negatives, also those with the same labels."""
+    term = contrast(labels, negatives=500)
+    drawn = torch.cat([term.draw(torch.arange(9)) for _ in range(50)], dim=1)
+
+    assert term.negatives == 8
+    for i in range(9):
+        assert drawn[i].unique().tolist() == [j for j in range(9) if j != i]
+    assert torch.isfinite(term(random(4, 3), random(4, 5, seed=1), torch.arange(4)))
+
+
 def test_one_class_has_nothing_to_contrast() -> None:
     """An error that says so."""
     with pytest.raises(ConfigError) as error:

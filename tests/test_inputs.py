@@ -135,6 +135,18 @@ def test_shape_tells_what_comes_out(channels: int, grey: bool, size: int | None)
     assert out_channels == (1 if grey else channels)
 
 
+@pytest.mark.parametrize("view", [InputView(16, False), InputView(None, True), InputView(1, True)])
+def test_numbers_are_no_images(view: InputView) -> None:
+    """Rows of floats cannot be resized or made grey; the message names the settings."""
+    numbers = torch.rand(4, 10, 1, 1)
+    with pytest.raises(ConfigError) as error:
+        view(numbers)
+    assert str(error.value) == (
+        "input.size and input.grey are for images, but this data set's inputs are numbers; leave out both"
+    )
+    assert InputView(None, False)(numbers) is numbers
+
+
 def test_no_grey_of_four_channels() -> None:
     """What is red, green and blue of them is unknown."""
     with pytest.raises(ConfigError) as error:

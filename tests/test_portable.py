@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
+from kdistill.data import InputView
 from kdistill.data.decoding import decode
 from kdistill.models import (
     Classifier,
@@ -199,6 +201,47 @@ def test_images_are_prepared_as_in_training(tmp_path: Path, mode: str, suffix: s
     alone = json.loads(run_alone(folder, "-c", PIXELS, str(tmp_path / f"image.{suffix}")))
 
     assert decode(str(tmp_path / f"image.{suffix}"), 16, 3).flatten().tolist() == alone
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize(
+    ("source_channels", "view"),
+    [
+        (3, InputView(24, False)),
+        (3, InputView(24, True)),
+        (3, InputView(96, False)),
+        (3, InputView(None, True)),
+        (1, InputView(24, False)),
+    ],
+)
+def test_what_is_shown_in_another_size_or_grey_is_prepared_likewise(
+    tmp_path: Path, source_channels: int, view: InputView, suffix: str
+) -> None:
+    """Two photographs, pixel for pixel: first the data set's size and channels, then grey, then input.size."""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    channels, size = view.shape(source_channels, (64, 64))
+    source = {"source_size": (64, 64), "source_channels": source_channels}
+    make_student(folder, "cnn", {"channels": [4]}, channels, size, **source)
+    for i, photograph in enumerate(load_sample_images().images):
+        path = tmp_path / f"{i}.{suffix}"
+        Image.fromarray(photograph).save(path)
+
+        alone = json.loads(run_alone(folder, "-c", PIXELS, str(path)))
+
+        assert view(decode(str(path), 64, source_channels)[None]).flatten().tolist() == alone
+
+
+def test_model_json_says_the_source_only_where_it_is_another(tmp_path: Path) -> None:
+    """A student that is shown the images as they are has no such keys."""
+    same, other = tmp_path / "same", tmp_path / "other"
+    for folder, source in ((same, (8, 8)), (other, (64, 48))):
+        folder.mkdir()
+        make_student(folder, "mlp", {}, 1, (8, 8), source_size=source, source_channels=1)
+    assert "source_size" not in json.loads((same / "model.json").read_text())
+    model = json.loads((other / "model.json").read_text())
+    assert model["source_size"] == [64, 48]
+    assert "source_channels" not in model
 
 
 # --- a student that reuses its teacher's head ---

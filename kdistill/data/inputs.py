@@ -30,7 +30,15 @@ class InputView:
     grey: bool
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return uint8 `[N, C', size, size]` of uint8 images `[N, C, H, W]`; `images` itself if nothing is to do."""
+        """Return uint8 `[N, C', size, size]` of uint8 images `[N, C, H, W]`; `images` itself if nothing is to do.
+
+        Raises ConfigError for inputs that are no images but numbers, float `[N, D, 1, 1]`.
+        """
+        if images.is_floating_point() and (self.size is not None or self.grey):
+            raise ConfigError(
+                "input.size and input.grey are for images, but this data set's inputs are numbers;"
+                " leave out both"
+            )
         channels, image_size = self.shape(images.shape[1], (images.shape[2], images.shape[3]))
         if channels != images.shape[1]:
             images = _luma(images)

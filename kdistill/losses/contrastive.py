@@ -34,10 +34,12 @@ class Contrast(nn.Module):
 
     Negatives are drawn with equal chance, with replacement, from the samples of other classes (the published
     mode 'exact', which is without replacement where there are enough); a sample without label counts as a class
-    of its own. There are at most as many negatives as the largest class leaves.
+    of its own, and so does each one where there are no classes: with several labels, or values. There are at
+    most as many negatives as the largest class leaves.
 
     Args:
-        labels: int64 `[n]`, of the training split; -1 for none.
+        labels: of the training split: int64 `[n]`, -1 for none; or float, several labels `[n, K]` or values
+            `[n, D]`.
 
     Raises:
         ConfigError: all samples are of one class.
@@ -71,7 +73,8 @@ class Contrast(nn.Module):
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, (2 * torch.rand(self.samples, dim) - 1) * math.sqrt(3 / dim))
         self.register_buffer("log_z", torch.full((2,), math.nan))  # of student, teacher; nan: no batch yet
-        self._sort_by_class(labels.cpu())
+        classes = torch.full((self.samples,), -1) if labels.is_floating_point() else labels.cpu()
+        self._sort_by_class(classes)
         self.negatives = min(negatives, self.samples - int(self.size.max()))
         if not self.negatives:
             raise ConfigError(

@@ -93,7 +93,7 @@ if __name__ == "__main__":
 _PREPROCESS_IMAGE = '''\
 def preprocess(image: Image.Image) -> torch.Tensor:
     """An image of any size -> [1, C, H, W]: its centre, resized and normalised as in training."""
-    height, width = MODEL["image_size"]
+    height, width = MODEL.get("source_size", MODEL["image_size"])  # first that of the data set
     image.draft(None, (2 * width, 2 * height))
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -103,9 +103,12 @@ def preprocess(image: Image.Image) -> torch.Tensor:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert({1: "L", 3: "RGB"}[MODEL["channels"]])
+    modes = {1: "L", 3: "RGB"}
+    image = image.convert(modes[MODEL.get("source_channels", MODEL["channels"])])
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    height, width = MODEL["image_size"]
+    image = image.convert(modes[MODEL["channels"]]).resize((width, height), Image.Resampling.BILINEAR)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     pixels = pixels.view(1, height, width, MODEL["channels"]).permute(0, 3, 1, 2)
     pixels = pixels.clone(memory_format=torch.contiguous_format)  # the layout changes how sums are rounded
@@ -179,16 +182,20 @@ def write_portable(
     input: InputKind = "image",
     target_mean: Sequence[float] | None = None,
     target_std: Sequence[float] | None = None,
+    source_size: tuple[int, int] | None = None,
+    source_channels: int | None = None,
 ) -> None:
     """Write `model.json`, `use.py` and the sources that it needs, next to `model.safetensors`.
 
     Args:
-        channels: the data's, as `image_size`.
+        channels: what the network is shown of the data, as `image_size` (height, width).
         mean, std: the Classifier's, one per input channel of the network.
         reused_head: of SimKD's student, `{"layer": name, "projector": Projector.arguments}`; what `rebuild` reads.
         task: what the outputs are; for regression `classes` names the values.
         input: images of any size, or rows of numbers, float `[N, D, 1, 1]`.
         target_mean, target_std: for regression, of each value: value = output * std + mean. None: 0 and 1.
+        source_size, source_channels: the data set's, where the network is shown its images in another size, or
+            grey. None: those that it is shown.
     """
     model: dict[str, Any] = {
         "name": name,
@@ -209,6 +216,10 @@ def write_portable(
         model["task"] = task
     if input != "image":
         model["input"] = input
+    if source_size not in (None, image_size):
+        model["source_size"] = list(source_size)
+    if source_channels not in (None, channels):
+        model["source_channels"] = source_channels
     if task == "regression":
         model["target_mean"] = [0.0] * len(classes) if target_mean is None else list(target_mean)
         model["target_std"] = [1.0] * len(classes) if target_std is None else list(target_std)

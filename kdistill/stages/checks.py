@@ -21,6 +21,10 @@ COMPARED_SAMPLES = {"dist": 2, "mlkd": 2, "sp": 2, "rkd": 3, "pkt": 2}
 def check_method(job: Job) -> None:
     """Raise `ConfigError` for a loss that this data, this teacher or these settings do not allow."""
     _check_inputs(job)
+    if job.previous is not None and not job.identity.needs_teacher:
+        raise ConfigError(
+            f"loss={job.config.loss.kind} has no teacher, so nothing is handed on: take out assistant and generations"
+        )
     _check_task(job)
     _check_labels(job)
     _check_batch(job)

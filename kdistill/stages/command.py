@@ -199,10 +199,13 @@ def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
 
 def _next_command(job: Job) -> str:
     """What a user may want to know next: is the student better for its teacher?"""
-    free = [word for word in job.overrides if not word.startswith(("loss", "feature", "student.seed"))]
+    taught = ("loss", "feature", "student.seed", "assistant", "generations")
+    free = [word for word in job.overrides if not word.startswith(taught)]
     chosen = [word for word in job.overrides if word.startswith(("loss", "feature"))]
     if job.config.loss.kind == "ce":
         return job.command("run", [*free, "loss=kd"])
+    if job.previous is not None:
+        return job.command("run", [*free, "loss=ce"])
     method = next((word for word in chosen if word.startswith("loss=")), "loss=kd")
     if all(word == method for word in chosen):
         return job.command("run", [*free, "-m", f"{method},ce", "student.seed=0,1,2"])

@@ -78,6 +78,8 @@ def _save(job: Job, work: Work, role: Role, lesson: Lesson) -> None:
         reused_head=reused_head_of(network),
         task=job.task.name,  # type: ignore[arg-type]
         input="image" if job.data.is_images else "vector",
+        source_size=job.data.image_size,
+        source_channels=job.data.channels,
         target_mean=job.data.target_mean,
         target_std=job.data.target_std,
     )
