@@ -62,17 +62,19 @@ def _list(store: ArtifactStore) -> int:
     if not artifacts:
         say(f"no artifacts in {store.root}. `kdistill run` makes some")
         return 0
-    columns = ["kind", "artifact", "validation %", "MB", "made", ""]
+    columns = ["kind", "artifact", "dataset", "loss", "validation", "MB", "made", ""]
     show_table(Table(f"artifacts in {store.root}", columns, [_row(store, a) for a in artifacts]))
     return 0
 
 
 def _row(store: ArtifactStore, artifact: Artifact) -> list[object]:
     if artifact.is_damaged:
-        return [artifact.kind, artifact.folder.name, "-", "-", "-", "damaged"]
+        return [artifact.kind, artifact.folder.name, "-", "-", "-", "-", "-", "damaged"]
     return [
         artifact.kind,
         artifact.folder.name,
+        artifact.manifest.get("dataset", "-"),
+        _loss(artifact),
         _score(artifact),
         f"{artifact.bytes / 1e6:,.2f}",
         artifact.manifest["created"][:16].replace("T", " "),
@@ -141,11 +143,21 @@ def _parents(artifact: Artifact) -> dict[str, dict[str, str]]:
         return {}
 
 
-#: what a network is known by, for each task
-HEADLINES = ("top1", "map", "r2")
+#: what a network is known by, for each task, and how it is written
+HEADLINES = {"top1": ("top-1 {:.2f} %", 100), "map": ("mAP {:.2f} %", 100), "r2": ("R2 {:.4f}", 1)}
 
 
 def _score(artifact: Artifact) -> str:
-    scores = artifact.manifest.get("validation")
-    best = next((scores[name] for name in HEADLINES if name in scores), None) if scores else None
-    return "-" if best is None else f"{100 * best:.2f}"
+    scores = artifact.manifest.get("validation", {})
+    found = (text.format(unit * scores[key]) for key, (text, unit) in HEADLINES.items() if key in scores)
+    return next(found, "-")
+
+
+def _loss(artifact: Artifact) -> str:
+    """The loss that a student learnt from, and its feature terms: `kd`, `kd + at`, `at`."""
+    loss = artifact.manifest["made_from"].get("loss")
+    if not isinstance(loss, dict):
+        return "-"
+    kind = str(loss.get("name") or loss.get("kind", "ce"))  # no kind: of kd and ce without a teacher
+    terms = list(loss.get("features", {}))
+    return " + ".join(terms if kind == "features" else [kind, *terms])

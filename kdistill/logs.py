@@ -20,7 +20,7 @@ class ConsoleHandler(logging.Handler):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if getattr(record, "file_only", False):
+        if getattr(record, "file_only", False) or record.getMessage() in _shown:
             return False
         heard = record.levelno >= logging.WARNING or record.name.split(".")[0] == "kdistill"
         return heard and bool(super().filter(record))
@@ -46,10 +46,21 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
 
 
+#: warnings that the console showed before the run, which comes upon them again
+_shown: set[str] = set()
+
+
+class _EarlyHandler(ConsoleHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        _shown.add(record.getMessage())
+
+
 @contextmanager
 def early_warnings() -> Iterator[None]:
-    """Show warnings before Hydra has set up the logging of the run."""
-    logger, handler = logging.getLogger("kdistill"), ConsoleHandler(logging.WARNING)
+    """Show warnings before Hydra has set up the logging of the run, each once; the run's log has them again."""
+    _shown.clear()
+    logger, handler = logging.getLogger("kdistill"), _EarlyHandler(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield

@@ -213,10 +213,21 @@ def _validated(state: State, validation: Split) -> dict[str, float]:
 def _report(row: dict[str, Any], state: State, title: str) -> None:
     scores = {name.removeprefix("validation_"): value for name, value in row.items()}
     log.info(
-        "%s epoch %d/%d  loss %.4f  val %s  %s images/s  lr %.3g",
-        *(title, row["epoch"], state.settings.epochs, row["loss"], state.task.line(scores)),
+        "%s epoch %d/%d  loss %.4f%s  val %s  %s images/s  lr %.3g",
+        *(title, row["epoch"], state.settings.epochs, row["loss"], _terms(row), state.task.line(scores)),
         *(f"{row['images_per_second']:,.0f}", row["lr"]),
     )
+
+
+def _terms(row: dict[str, Any]) -> str:
+    """What the loss is made of, where a feature term is a part: its weight may drown the others."""
+    names = list(row)
+    terms = names[
+        names.index("loss") + 1 : next(i for i, n in enumerate(names) if n.startswith("validation_"))
+    ]
+    if set(terms) <= {"hard", "soft"}:
+        return ""
+    return f" ({', '.join(f'{name} {row[name]:.3g}' for name in terms)})"
 
 
 @torch.inference_mode()

@@ -26,6 +26,11 @@ class Column(NamedTuple):
     heading: str
     text: Callable[[float], str]
 
+    def value(self, scores: Mapping[str, float]) -> str:
+        """The score with its name and unit: `top-1 92.31 %`."""
+        name, _, unit = self.heading.partition(" ")
+        return f"{name} {self.text(scores[self.key])} {unit}".rstrip()
+
 
 class HardLoss(Protocol):
     """(logits `[N, K]`, labels, label_smoothing) -> scalar, in float32 (float64 stays float64)."""
@@ -60,10 +65,10 @@ class Task:
         return scores[self.headline], -scores["nll"]
 
     def line(self, scores: Mapping[str, float]) -> str:
-        """The headline and the loss-like score for a log: `top-1 92.31 %  nll 0.2345`."""
-        column = next(column for column in self.columns if column.key == self.headline)
-        name, _, unit = column.heading.partition(" ")
-        return f"{name} {column.text(scores[self.headline])} {unit}".rstrip() + f"  nll {scores['nll']:.4f}"
+        """The headline and the loss-like score for a log: `top-1 92.31 %  NLL 0.2345`, `R2 0.4180  MSE 0.5501`."""
+        return "  ".join(
+            column.value(scores) for column in self.columns if column.key in (self.headline, "nll")
+        )
 
 
 # --- losses ---
@@ -127,7 +132,7 @@ def _percent(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}"
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"  # what diverged is no column of digits
 
 
 _AGREEMENT = Column("agreement", "agree %", _percent)

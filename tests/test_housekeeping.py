@@ -14,6 +14,34 @@ KEYS = {"teacher": "aaa1", "student": "bbb2", "finetuned": "ccc3"}
 Say = Callable[[], list[str]]
 
 
+def test_list_says_what_each_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[str]]
+) -> None:
+    """The loss with its feature terms, and the score by its name."""
+    monkeypatch.chdir(tmp_path)
+    store = ArtifactStore(Path("runs/artifacts"))
+    made: list[tuple[dict, dict, list[str]]] = [
+        ({"alpha": 1.0}, {"top1": 0.5}, ["ce", "top-1", "50.00", "%"]),
+        ({"kind": "kd", "features": {"at": {}, "sp": {}}}, {"top1": 0.925}, ["kd", "+", "at", "+", "sp"]),
+        ({"kind": "features", "features": {"at": {}}}, {"map": 0.25}, ["at", "mAP", "25.00", "%"]),
+        ({"kind": "own", "name": "cosine"}, {"r2": 0.41}, ["cosine", "R2", "0.4100"]),
+    ]
+    for number, (loss, scores, _) in enumerate(made):
+
+        def write(work: Work, scores: dict = scores) -> None:
+            (work.folder / "model.safetensors").write_text("")
+            work.payload = "model.safetensors"
+            work.about = {"validation": scores, "dataset": "digits"}
+
+        store.obtain("student", "net", {"loss": loss}, f"aaa{number}", write)
+    main([])
+
+    rows = [line.split()[2:] for line in lines() if "net-" in line]
+    assert [row[: len(expected) + 1] for row, (_, _, expected) in zip(rows, made, strict=True)] == [
+        ["digits", *expected] for _, _, expected in made
+    ]
+
+
 def make(store: ArtifactStore, kind: str, content: str, parent: Artifact | None = None) -> Artifact:
     def write(work: Work) -> None:
         (work.folder / "model.safetensors").write_text(content)
@@ -69,7 +97,7 @@ def test_list_names_the_damaged(store: ArtifactStore, lines: Say) -> None:
     (store.root / "teacher" / "net-aaa1" / "model.safetensors").write_text("anoth")
     main([])
     teacher, student, tuned = (line for line in lines() if "net-" in line)
-    assert teacher.split() == ["teacher", "net-aaa1", "-", "-", "-", "damaged"]
+    assert teacher.split() == ["teacher", "net-aaa1", "-", "-", "-", "-", "-", "damaged"]
     assert not student.endswith("stale")  # a damaged teacher says nothing of its children
     assert not tuned.endswith("stale")
 

@@ -856,7 +856,12 @@ def test_a_folder_s_place_does_not_matter(tiny: Tiny, tmp_path: Path) -> None:
             ModelError,
             r"teacher.weights=.*absent: there is no such folder. Expected the folder of a trained",
         ),
-        ("empty", DamagedArtifact, "is not a finished artifact: there is no manifest.json in it$"),
+        (
+            "empty",
+            ModelError,
+            r"teacher.weights=.*: there is no manifest.json in it. Expected the folder of a trained network",
+        ),
+        ("file", ModelError, r"teacher.weights=.*: this is a file. Expected the folder of a trained network"),
         ("cut", DamagedArtifact, r"model.safetensors is damaged: it has [\d,]+ bytes, not [\d,]+$"),
         (
             "flipped",
@@ -884,6 +889,8 @@ def test_a_folder_is_checked_before_training(
     match case:
         case "empty":
             folder.mkdir()
+        case "file":
+            folder.touch()
         case "cut" | "flipped":
             shutil.copytree(train_teacher(tiny()).folder, folder)
             content = bytearray((folder / "model.safetensors").read_bytes())

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -163,6 +164,27 @@ def test_a_batch_larger_than_the_data(kdistill: Command) -> None:
     assert said.err.startswith(
         "warning: batch_size=1000 is more than the 288 training samples: every step sees them all\n"
     )
+
+
+def test_a_warning_comes_once(kdistill: Command) -> None:
+    """On the console, before the work begins."""
+    said = kdistill("run mixing=mixup soft_targets=stored")
+    assert said.code == 0
+    assert said.err.count("is an approximation") == 1
+    assert said.err.startswith("warning: mixing=mixup with stored soft targets is an approximation")
+
+
+def test_a_loss_with_feature_terms_is_taken_apart(kdistill: Command) -> None:
+    """A weight that drowns the other terms is seen in the epochs' lines."""
+    said = kdistill("run loss=kd feature=at")
+    lines = [line for line in said.err.splitlines() if line.startswith("student epoch")]
+    assert len(lines) == 3
+    for line in lines:
+        found = re.match(r"student epoch ./3  loss (\S+) \(hard (\S+), soft (\S+), at (\S+)\)  val ", line)
+        assert found
+        loss, *terms = map(float, found.groups())
+        assert loss == pytest.approx(sum(terms), rel=1e-2)
+    assert "(" not in next(line for line in said.err.splitlines() if line.startswith("teacher epoch"))
 
 
 # --- data ---

@@ -339,6 +339,29 @@ def test_a_wrong_number_of_numbers_is_told(tmp_path: Path) -> None:
     assert run_alone(tmp_path / "student", "-c", code) == "expected 12 numbers, got 2\n"
 
 
+def test_what_the_script_cannot_read_is_one_line(tmp_path: Path) -> None:
+    """A wrong number, a missing file, a file that is no image: no traceback."""
+    predictor(tmp_path / "numbers")
+    (tmp_path / "images").mkdir()
+    make_student(tmp_path / "images", "mlp", {}, 1, (8, 8))
+    (tmp_path / "images" / "text.png").write_text("text")
+    for folder, word, said in (
+        ("numbers", "1,2", "1,2: expected 12 numbers, got 2"),
+        ("numbers", "1,a", "1,a: could not convert string to float: 'a'"),
+        ("images", "none.png", "none.png: [Errno 2] No such file or directory: 'none.png'"),
+        ("images", "text.png", "text.png: cannot identify image file 'text.png'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "use.py", word],
+            cwd=tmp_path / folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"{said}\n"
+
+
 def test_several_labels_are_printed_with_their_own_probabilities(tmp_path: Path) -> None:
     """Every label above one half, the likeliest first: sigmoids, which do not sum to one."""
     _, logits = predictor(tmp_path / "student", task="multilabel")

@@ -114,6 +114,11 @@ def pairs(feature: str, student: str, teacher: str) -> str:
             "generations=2 loss=simkd loss.features.simkd.factor=100",
             "simkd: factor=100 is more than the 32 channels of the teacher's map",
         ),
+        ("feature=[at,at]", "feature=[at,at]: each option can be chosen once"),
+        (
+            "loss.features.at.weight=10",
+            "no setting 'loss.features.at.weight': at is not chosen. Add feature=at",
+        ),
         (
             "feature=[at,atx]",
             "no option 'atx' in group 'feature'. Did you mean 'at'?\nchoose from: at, crd, hint, ",
@@ -289,9 +294,22 @@ NUMBERS = tuple(word for word in NUMBERS if "width" not in word and "channels" n
 @pytest.mark.parametrize("loss", ["dkd", "hard_label", "dist", "dml", "teacher_free", "label_smoothing"])
 def test_classes_that_exclude_each_other(loss: str, refused: Refused) -> None:
     """Losses on a softmax over classes know neither several labels per image nor numbers."""
-    text = "loss={} is for classification, but {} is for {}; choose from: ce, features, kd, own"
+    text = (
+        "loss={} is for classification, but {} is for {}; choose from: ce, kd, a loss on features, or one of"
+        " your own"
+    )
     assert refused(f"run dataset.max_labels=2 loss={loss}") == text.format(loss, "synthetic", "multilabel")
     assert refused(f"run loss={loss}", NUMBERS) == text.format(loss, "diabetes", "regression")
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_rows_of_numbers_are_no_images(role: str, refused: Refused) -> None:
+    """A network of convolutions has nothing to look for in them."""
+    hidden = {"teacher": "~teacher.params.hidden", "student": ""}[role]
+    assert refused(f"run {role}=resnet8 {hidden}", NUMBERS) == (
+        f"{role}=resnet8 looks for patterns in images, and diabetes has rows of numbers: use {role}=mlp, as"
+        " experiment=diabetes does"
+    )
 
 
 @pytest.mark.parametrize("role", ["teacher", "student", "finetune"])

@@ -255,6 +255,13 @@ def test_rank_goes_by_the_headline_and_then_by_nll() -> None:
     assert [task.headline for task in TASKS.values()] == ["top1", "map", "r2"]
 
 
+def test_a_line_for_the_log_has_names_and_units() -> None:
+    """Also of what diverged."""
+    assert TASKS["classification"].line({"top1": 0.9231, "nll": 0.2345}) == "top-1 92.31 %  NLL 0.2345"
+    assert TASKS["multilabel"].line({"map": 0.5, "f1": 0.1, "nll": 0.4}) == "mAP 50.00 %  BCE 0.4000"
+    assert TASKS["regression"].line({"r2": -1e9, "mae": 1, "nll": 0.55}) == "R2 -1e+09  MSE 0.5500"
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_columns_are_scores(name: str) -> None:
     """A table can show every score of a summary, the headline first."""

@@ -166,6 +166,9 @@ def _prepare(stage: str, words: Sequence[str]) -> tuple[list[str], list[Override
         if group in known and not named:
             word, options = short_form(str(override.input_line)), ", ".join(known[group])
             raise ConfigError(f"{word}: not an option of group {group!r}\nchoose from: {options}")
+        chosen = override.value()
+        if group in known and isinstance(chosen, list) and len({*map(str, chosen)}) < len(chosen):
+            raise ConfigError(f"{short_form(str(override.input_line))}: each option can be chosen once")
     return words, parsed
 
 

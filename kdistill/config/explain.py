@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from kdistill.config import folders
 from kdistill.config.models import FAMILIES
 from kdistill.config.schema import Config
 from kdistill.errors import did_you_mean, first_line
@@ -179,6 +180,9 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 def unknown_setting(key: str, cfg: DictConfig) -> str:
     """The text for an override of a key that the composed config (with its `hydra` section) does not have."""
+    term = re.match(r"loss\.features\.(\w+)\.\w+", key)
+    if term and term[1] not in cfg.loss.features and term[1] in folders.groups()["feature"]:
+        return f"no setting {key!r}: {term[1]} is not chosen. Add feature={term[1]}"
     parent, _, wrong = key.rpartition(".")
     while parent and not OmegaConf.is_dict(OmegaConf.select(cfg, parent)):
         value = OmegaConf.select(cfg, parent)

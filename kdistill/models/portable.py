@@ -81,8 +81,11 @@ def load() -> torch.nn.Module:
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python use.py @EXAMPLE@")
-    with @OPEN@torch.inference_mode():
-        outputs = load()(preprocess(@INPUT@))[0]
+    try:
+        with @OPEN@torch.inference_mode():
+            outputs = load()(preprocess(@INPUT@))[0]
+    except (OSError, ValueError) as ex:
+        sys.exit(f"{sys.argv[1]}: {ex}")
     @SHOW@
 
 

@@ -63,11 +63,11 @@ def _check_inputs(job: Job) -> None:
 
 def _check_task(job: Job) -> None:
     loss, task = job.config.loss, job.task.name
-    allowed = {"ce", "features", "own", *OTHER_TASKS.get(task, {})}
-    if task != "classification" and loss.kind not in allowed:
+    defined = ["ce", *sorted(OTHER_TASKS.get(task, {}))]
+    if task != "classification" and loss.kind not in (*defined, "features", "own"):
         raise ConfigError(
             f"loss={loss.kind} is for classification, but {job.config.dataset.name} is for {task};"
-            f" choose from: {', '.join(sorted(allowed))}"
+            f" choose from: {', '.join(defined)}, a loss on features, or one of your own"
         )
     if task == "regression":
         for role in ("student", "teacher", "finetune"):

@@ -44,11 +44,15 @@ _EXPECTED = {
 def existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]) -> Path:
     """The path that `weights` names; raises `ModelError` with near matches where there is none."""
     path = Path(name).expanduser()
-    if not (path.is_dir() if what == "folder" else path.is_file()):
-        hint = (
-            did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        )
-        role = "student" if what == "student" else "teacher"
-        kind = "folder" if what == "folder" else "file"
-        raise ModelError(f"{role}.weights={name}: there is no such {kind}.{hint} Expected {_EXPECTED[what]}")
-    return path
+    kind = "folder" if what == "folder" else "file"
+    if (path / "manifest.json").is_file() if kind == "folder" else path.is_file():
+        return path
+    if kind == "folder" and path.is_dir():
+        problem = "there is no manifest.json in it."
+    elif path.exists():
+        problem = f"this is a {'folder' if path.is_dir() else 'file'}."
+    else:
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        problem = f"there is no such {kind}.{did_you_mean(path.name, beside)}"
+    role = "student" if what == "student" else "teacher"
+    raise ModelError(f"{role}.weights={name}: {problem} Expected {_EXPECTED[what]}")

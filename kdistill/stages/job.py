@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdistill import plugins
 from kdistill.artifacts import Artifact, ArtifactStore
@@ -285,6 +285,11 @@ class Job:
             std=std,
             weights=section.weights,
         )
+        if not data.is_images and any(isinstance(module, nn.Conv2d) for module in network.modules()):
+            raise ConfigError(
+                f"{role}={section.name} looks for patterns in images, and {self.config.dataset.name} has rows of"
+                f" numbers: use {role}=mlp, as experiment=diabetes does"
+            )
         if section.mean is not None and section.std is not None:
             if len(section.mean) != len(network.mean):
                 raise ConfigError(

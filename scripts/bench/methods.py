@@ -1,6 +1,6 @@
 """Every shipped method on Fashion-MNIST, over three seeds, beside the control of the same budget.
 
-    python scripts/bench/methods.py --runs DIR [--write docs/methods.md] [KEY=VALUE ...]
+    python scripts/bench/methods.py --runs DIR [--docs] [KEY=VALUE ...]
 
 One teacher and one set of soft targets serve all methods on logits; methods on features ask the live teacher.
 Each student is trained once: give the same command again after a break and it goes on. Prints one JSON line
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,8 @@ RECIPE = [
     "device.threads=1",
 ]
 SEEDS = [0, 1, 2]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+MARK, END = "<!-- table: methods -->", "<!-- end -->"
 #: `features` is filled by others
 LEFT_OUT = ("features",)
 #: published weights are for CIFAR-100's ResNets and 240 epochs: where they lose here, a tenth of them too
@@ -45,7 +48,9 @@ LIGHTER = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", default="runs/methods", help="folder for the artifacts")
-    parser.add_argument("--write", type=Path, help="file for the Markdown table")
+    parser.add_argument(
+        "--docs", action="store_true", help="put the tables into the pages of the documentation"
+    )
     parser.add_argument("--only", nargs="*", help="these losses alone")
     parser.add_argument("overrides", nargs="*", help="settings for all runs")
     args = parser.parse_args()
@@ -53,17 +58,29 @@ def main() -> None:
     losses.sort(key=lambda name: (name in groups()["feature"], name))
     losses += [] if args.only else LIGHTER
     rows = {loss: measure(loss, args.runs, args.overrides) for loss in losses}
-    text = table(rows, [*RECIPE, *args.overrides])
-    print(text)
-    if args.write:
-        args.write.write_text(text)
+    recipe = [*RECIPE, *args.overrides]
+    print(table(rows, recipe))
+    if args.docs:
+        on_features = {
+            k: row for k, row in rows.items() if k.split()[0] in (*groups()["feature"], "kd", "ce")
+        }
+        on_logits = {k: row for k, row in rows.items() if k not in on_features or k in ("kd", "ce")}
+        put("losses-on-logits.md", table(on_logits, recipe))
+        put("feature-losses.md", table(on_features, recipe))
+
+
+def put(page: str, text: str) -> None:
+    """Replace the table of a page of the documentation."""
+    path = DOCS / page
+    before, rest = path.read_text().split(MARK)
+    path.write_text(f"{before}{MARK}\n{text}{END}{rest.partition(END)[2]}")
 
 
 def measure(loss: str, runs: str, overrides: list[str]) -> dict[str, list[float]]:
     """Test scores of three students, by name: one sweep of the command line. `loss` may bring overrides."""
     seeds = f"student.seed={','.join(map(str, SEEDS))}"
     words = [*f"loss={loss}".split(), seeds, f"runs={runs}", *RECIPE, *overrides]
-    folder = Path(runs) / "sweeps" / loss.replace(" ", "_")
+    folder = Path(runs) / "sweeps" / re.sub(r"[ =]", "-", loss)
     command = [sys.executable, "-m", "kdistill", "run", "-m", *words, f"hydra.sweep.dir={folder}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -91,7 +108,8 @@ def table(rows: dict[str, dict[str, list[float]]], recipe: list[str]) -> str:
         cells.append(f"{statistics.median(found['seconds']):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     teacher = next(iter(rows.values()))["teacher top1"][0]
-    return "\n".join([f"Teacher: {100 * teacher:.2f} %. Settings: `{' '.join(recipe)}`.", "", *lines, ""])
+    about = f"Teacher: {100 * teacher:.2f} %. Settings: `{' '.join(recipe)}`, seeds 0, 1, 2 of the student."
+    return "\n".join([about, "", *lines, ""])
 
 
 def _spread(values: list[float], factor: float, sign: str = "") -> str:
