@@ -74,6 +74,9 @@ def test_every_architecture_trains_on_any_images(name: str, channels: int, size:
         ("resnet8x4", 100, 1_233_540),
         ("resnet32x4", 100, 7_433_860),
         ("wrn_16_2", 100, 703_284),
+        # with a 3x3 stem, as public code for CIFAR has it
+        ("resnet18", 10, 11_173_962),
+        ("resnet34", 10, 21_282_122),
         ("wrn_40_1", 100, 569_780),
         ("wrn_40_2", 100, 2_255_156),
     ],

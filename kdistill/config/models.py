@@ -19,7 +19,9 @@ class Params(BaseModel):
 
 
 class ResNetParams(Params):
-    width: int | None = Field(None, ge=1, description="channels of the first stage (later stages: x2, x4)")
+    width: int | None = Field(
+        None, ge=1, description="channels of the first stage (later stages: x2, x4, ...)"
+    )
 
 
 class MLPParams(Params):
@@ -73,6 +75,8 @@ MODELS: dict[str, tuple[type[Params], str]] = {
     },
     "resnet8x4": (ResNetParams, "CIFAR-style ResNet of 8 layers, 64-128-256 channels"),
     "resnet32x4": (ResNetParams, "CIFAR-style ResNet of 32 layers, 64-128-256 channels"),
+    "resnet18": (ResNetParams, "ResNet of 18 layers with a CIFAR stem, 64-128-256-512 channels"),
+    "resnet34": (ResNetParams, "ResNet of 34 layers with a CIFAR stem, 64-128-256-512 channels"),
     **{
         f"wrn_{depth}_{widen}": (ResNetParams, f"WideResNet of {depth} layers, {widen} times as wide")
         for depth, widen in ((16, 1), (16, 2), (16, 4), (28, 10), (40, 1), (40, 2), (40, 4))

@@ -8,6 +8,7 @@ Batch size, order, worker count and device change nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,16 @@ def random_bits(index: Tensor, *key: int) -> Tensor:
 
     `index` is int64 of any shape; the result has its shape and device. Each part of `key` is below 2**63.
     """
+    return _mix(index * _GOLDEN + _state_of(*key))
+
+
+@lru_cache(maxsize=64)
+def _state_of(*key: int) -> int:
+    # the same for all steps of an epoch, and a dozen small operations to find
     state = torch.zeros((), dtype=torch.int64)
     for part in key:
         state = _mix(state + _GOLDEN + part)
-    return _mix(index * _GOLDEN + state)
+    return int(state)
 
 
 def _mix(z: Tensor) -> Tensor:

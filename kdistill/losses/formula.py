@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class SoftLoss:
     function: Callable[..., Tensor]
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def names(self) -> set[str]:
         return set(inspect.signature(self.function).parameters)
 

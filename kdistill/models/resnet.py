@@ -1,7 +1,8 @@
 """ResNets for small images. This file needs torch and nothing else: a copy goes with every such student.
 
-K. He et al., Deep residual learning for image recognition, 2015, arXiv 1512.03385, section 4.2. Where the
-shape changes, the shortcut is a 1x1 convolution with batch norm (option B), as is usual in distillation.
+K. He et al., Deep residual learning for image recognition, 2015, arXiv 1512.03385: the nets of three stages of
+section 4.2, and those of four stages of table 1 with a 3x3 stem that keeps the size, as is usual for CIFAR.
+Where the shape changes, the shortcut is a 1x1 convolution with batch norm (option B), as is usual in distillation.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: name -> (depth 6n + 2, channels of the stem, channels of the first stage)
-NAMES: dict[str, tuple[int, int, int]] = {
-    **{f"resnet{depth}": (depth, 16, 16) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    "resnet8x4": (8, 32, 64),
-    "resnet32x4": (32, 32, 64),
+#: name -> (blocks of each stage, channels of the stem, channels of the first stage)
+NAMES: dict[str, tuple[tuple[int, ...], int, int]] = {
+    **{f"resnet{depth}": (((depth - 2) // 6,) * 3, 16, 16) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "resnet8x4": ((1, 1, 1), 32, 64),
+    "resnet32x4": ((5, 5, 5), 32, 64),
+    "resnet18": ((2, 2, 2, 2), 64, 64),
+    "resnet34": ((3, 4, 6, 3), 64, 64),
 }
 
 
@@ -27,12 +30,12 @@ def build(
 
     The stem and the other stages scale with it. Any `image_size` fits.
     """
-    depth, stem, first = NAMES[name]
+    blocks, stem, first = NAMES[name]
     width = params["width"] or first
     return ResNet(
-        blocks=(depth - 2) // 6,
+        blocks=blocks,
         stem=max(1, width * stem // first),
-        stages=(width, 2 * width, 4 * width),
+        stages=tuple(width * 2**stage for stage in range(len(blocks))),
         classes=classes,
         channels=channels,
     )
@@ -62,16 +65,18 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """`[N, C, H, W]` -> logits `[N, K]`; stages after the first halve height and width."""
 
-    def __init__(self, blocks: int, stem: int, stages: tuple[int, ...], classes: int, channels: int) -> None:
+    def __init__(
+        self, blocks: tuple[int, ...], stem: int, stages: tuple[int, ...], classes: int, channels: int
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(channels, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU()
         )
         self.stages = nn.Sequential()
         c_in = stem
-        for index, c_out in enumerate(stages):
+        for index, (count, c_out) in enumerate(zip(blocks, stages, strict=True)):
             stage = nn.Sequential()
-            for block in range(blocks):
+            for block in range(count):
                 stage.append(BasicBlock(c_in, c_out, stride=2 if index > 0 and block == 0 else 1))
                 c_in = c_out
             self.stages.append(stage)

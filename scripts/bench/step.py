@@ -1,0 +1,134 @@
+"""What a distillation step costs: stored soft targets, against plain training and against the bare limit.
+
+    python scripts/bench/step.py [--student tiny resnet8 resnet20] [--rounds 5] [--threads 2]
+
+For each student, three ways to take the same number of steps on Fashion-MNIST (crop and flip, batch 128, SGD),
+interleaved in one process, and the median ratio over the rounds:
+
+- distil: kdistill's loop, KD at T=4 from soft targets stored for every view;
+- plain: kdistill's loop with labels alone;
+- limit: forward, backward and optimizer step on normalised batches that are already tensors.
+
+Prints one JSON line for each student and a Markdown table. Nothing is written but the soft targets, random
+numbers in a temporary folder: their values do not change the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdistill import load_config
+from kdistill.engine import Engine
+from kdistill.loop import TrainingData, fit
+from kdistill.losses import build_objective
+from kdistill.optim import build_optimizer
+from kdistill.stages.job import Job
+from kdistill.teachers import StoredTeacher
+
+STUDENTS = {
+    # two strided convolutions and a linear head
+    "tiny": ["student=cnn", "student.params.channels=[16,32]"],
+    "resnet8": ["student=resnet8"],
+    "resnet20": ["student=resnet20"],
+}
+#: training samples of one epoch: about a second for each student
+SAMPLES = {"tiny": 48_000, "resnet8": 9_000, "resnet20": 3_000}
+WAYS = ("distil", "plain", "limit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--student", nargs="*", choices=list(STUDENTS), default=list(STUDENTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", default="fp32")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = [measure(name, args.rounds, args.precision) for name in args.student]
+    print(table(rows))
+
+
+def measure(name: str, rounds: int, precision: str) -> dict[str, object]:
+    """Images per second of each way, medians over the rounds, and the medians of the rounds' ratios."""
+    words = ["dataset=fashion_mnist", f"dataset.train_samples={SAMPLES[name]}", "student.epochs=1"]
+    words += [f"device.precision={precision}", "student.optim.warmup_epochs=0", *STUDENTS[name]]
+    with tempfile.TemporaryDirectory() as folder:
+        ways = ways_of(words, Path(folder))
+        for way in WAYS:
+            ways[way]()  # warms up
+        found: dict[str, list[float]] = {way: [] for way in WAYS}
+        for _ in range(rounds):
+            for way in WAYS:
+                found[way].append(ways[way]())
+    row: dict[str, object] = {"student": name, "precision": precision, "threads": torch.get_num_threads()}
+    row |= {way: round(statistics.median(rates)) for way, rates in found.items()}
+    for base in ("plain", "limit"):
+        ratios = [a / b for a, b in zip(found["distil"], found[base], strict=True)]
+        row[f"distil/{base}"] = round(statistics.median(ratios), 3)
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def ways_of(words: list[str], folder: Path) -> dict[str, Callable[[], float]]:
+    """Each way as a function that trains an epoch and returns images per second."""
+    job = Job.open(load_config(*words))
+    config, engine = job.config, job.engine
+    split = job.data.train.to(engine.device)
+    path = folder / "logits.npy"
+    logits = np.random.default_rng(0).normal(0, 4, (1, len(split), len(job.data.classes)))
+    np.save(path, logits.astype(np.float16))
+
+    def loop(loss: str) -> float:
+        network = job.build("student")
+        objective = build_objective(load_config(*words, f"loss={loss}").loss)
+        signal = StoredTeacher(path, engine.device) if objective.needs_teacher else None
+        data = TrainingData(split, job.student_views, order_seed=0)
+        validation = split.select(torch.arange(1))  # it is no part of a step
+        fitted = fit(network, data, validation, objective, config.student, engine, signal=signal)
+        return float(fitted.history[0]["images_per_second"])
+
+    def limit() -> float:
+        return bare(job, engine)
+
+    return {"distil": lambda: loop("kd"), "plain": lambda: loop("ce"), "limit": limit}
+
+
+def bare(job: Job, engine: Engine) -> float:
+    """The network's own work: no data, no augmentation, no records."""
+    student = job.config.student
+    network = job.build("student").train()
+    # some batches in turn: a network that has learnt one by heart takes other branches
+    read = islice(job.data.train.batches(torch.arange(len(job.data.train)), student.batch_size), 16)
+    batches = [((batch.images / 255 - network.mean) / network.std, batch.labels) for batch in read]
+    optimizer = build_optimizer(network, student.optim)
+    steps = len(job.data.train) // student.batch_size
+    started = time.perf_counter()
+    for pixels, labels in islice(cycle(batches), steps):
+        with engine.autocast():
+            logits = network.net(pixels)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return steps * student.batch_size / (time.perf_counter() - started)
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    heads = list(rows[0])
+    lines = [heads, ["--"] * len(heads), *([str(row[head]) for head in heads] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
