@@ -185,7 +185,7 @@ def test_architecture_sources_import_only_torch(name: str) -> None:
     ("name", "text"),
     [
         ("resnet21", "no model 'resnet21'. Did you mean 'resnet"),
-        ("resnet18", "no model 'resnet18'. Did you mean 'torchvision/resnet18'?"),
+        ("resnet50", "no model 'resnet50'. Did you mean 'torchvision/resnet50'?"),
         ("torchvison/resnet18", "unknown family 'torchvison'. Did you mean 'torchvision'?"),
         ("torchvision/resnet19", "torchvision has no classifier 'resnet19'. Did you mean 'resnet1"),
         ("torchvision/fcn_resnet50", "no classifier 'fcn_resnet50'. Did you mean 'resnet50'"),
