@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,9 @@ from kdistill.errors import ConfigError
 
 log = logging.getLogger("kdistill")
 Precision = Literal["fp32", "bf16", "fp16"]
+#: multiply-adds per image from which bfloat16 makes a network's training at least 1.4 times as fast on a CPU that
+#: has it; docs/performance.md has the measurements
+WORTH_BF16 = 5e6
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Engine:
     device: torch.device
     precision: Precision
     compile: bool = False
+    auto: bool = False
+    """Whether a network may be given another precision, by its size."""
 
     @classmethod
     def open(cls, config: schema.Device) -> Engine:
@@ -39,7 +44,15 @@ class Engine:
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.deterministic = exact
         log.debug("device %s, precision %s", device, precision)
-        return cls(device, precision, config.compile)
+        auto = config.precision == "auto" and device.type == "cpu" and cpu_has_bf16()
+        return cls(device, precision, config.compile, auto)
+
+    def for_network(self, multiply_adds: Callable[[], float]) -> Engine:
+        """This machine at the precision that suits a network of so many multiply-adds per image.
+
+        A fixed rule and no race, so that a run that goes on, or is made again, has the precision that it had.
+        """
+        return replace(self, precision="bf16") if self.auto and multiply_adds() >= WORTH_BF16 else self
 
     def place(self, network: nn.Module) -> nn.Module:
         """Put a network on the device, in the memory layout that convolutions are fastest in."""
@@ -100,8 +113,17 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU computes in bfloat16 by itself (AVX512-BF16 or AMX); others only imitate it, slowly."""
+    # torch has no public question for it, and older versions none at all
+    asked = (
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return any(ask() for ask in asked if ask is not None)
+
+
 def _precision(name: str, device: torch.device) -> Precision:
-    """`auto` is float32 on a CPU, where runs are to be repeatable bit for bit, and bfloat16 on a GPU that has it."""
+    """`auto` is bfloat16 on a GPU that has it; on a CPU it is float32, and for large networks see `for_network`."""
     if name == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if has_bf16 else "fp32"

@@ -37,7 +37,7 @@ class Identity:
 
     config: Config
     fingerprint: str  # of the training and validation data
-    precision: str
+    precisions: Mapping[str, str]  # of the teacher's and of the student's network
     weights: dict[str, str]  # "teacher" / "student" -> sha256 of the user's own weights, where given
     unlabelled: str | None = None  # fingerprint of the unlabelled images of the transfer set
     previous: Identity | None = None
@@ -62,7 +62,7 @@ class Identity:
         return {
             "data": self._data,
             "model": self._model("teacher"),
-            "precision": self.precision,
+            "precision": self.precisions["teacher"],
         }
 
     @property
@@ -71,7 +71,7 @@ class Identity:
         soft = self.config.soft_targets
         parts = {
             "teacher": key_of(self.teacher),
-            "precision": self.precision,
+            "precision": self.precisions["teacher"],
             "views": self.teacher_views,
             **_plain(soft, exclude={"mode", "views"}),
         }
@@ -88,7 +88,7 @@ class Identity:
         parts: dict[str, Any] = {
             "data": self._data,
             "model": self._model("student"),
-            "precision": self.precision,
+            "precision": self.precisions["student"],
             "views": {"count": self.views, "seed": self.config.soft_targets.seed},
             "loss": self._loss,
             "signal": self._signal,
@@ -188,6 +188,8 @@ class Identity:
             return {"soft_targets": key_of(self.soft_targets), **parts}
         if self.shows_clean:
             parts["clean"] = True
+        if self.precisions["teacher"] != self.precisions["student"]:
+            parts["precision"] = self.precisions["teacher"]
         return {
             "teacher": key_of(self.teacher),
             "batch_size": self.config.soft_targets.batch_size,

@@ -13,7 +13,7 @@ KINDS = ("teacher", "soft_targets", "student", "finetuned")
 def keys(
     config: Config, fingerprint: str = "data", precision: str = "fp32", weights: dict | None = None
 ) -> list[str]:
-    identity = Identity(config, fingerprint, precision, weights or {})
+    identity = Identity(config, fingerprint, {"teacher": precision, "student": precision}, weights or {})
     return [key_of(getattr(identity, kind)) for kind in KINDS]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdistill.config.models import FAMILIES, check_params
 from kdistill.errors import ModelError, did_you_mean, first_line
@@ -51,6 +52,21 @@ def build_network(
         )
     _dry_forward(net, name, classes, input_channels(name, channels), image_size)
     return net
+
+
+def multiply_adds(
+    name: str, params: Mapping[str, Any], *, classes: int, channels: int, image_size: tuple[int, int]
+) -> float:
+    """Multiply-adds of the forward pass for one image, as torch counts them: convolutions and matrix products.
+
+    The network is built without memory and nothing is computed. Arguments and errors as in `build_network`.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        net = build_network(name, params, classes=classes, channels=channels, image_size=image_size).eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            net(torch.zeros(1, input_channels(name, channels), *image_size))
+    return counter.get_total_flops() / 2
 
 
 def check_name(name: str) -> None:

@@ -53,7 +53,8 @@ def _teachers(job: Job, split: Split) -> tuple[dict[str, dict[str, Any]], Tensor
 
 
 def _logits(job: Job, artifact: Artifact, split: Split) -> Tensor:
-    return predict(job.load(artifact), split, BATCH_SIZE, job.engine)[0]
+    engine = job.engine_for("teacher" if artifact.kind == "teacher" else "student")
+    return predict(job.load(artifact), split, BATCH_SIZE, engine)[0]
 
 
 def _judged(

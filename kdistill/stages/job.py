@@ -6,7 +6,7 @@ import json
 import logging
 import shlex
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -17,12 +17,13 @@ from kdistill import plugins
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config import folders
 from kdistill.config.data import Dataset
+from kdistill.config.models import kind_of
 from kdistill.config.schema import Config, Model
 from kdistill.data import Data, InputView, Split, Views, load_data, transfer
 from kdistill.engine import Engine
 from kdistill.errors import ConfigError, MissingArtifact, ModelError
 from kdistill.identity import Identity, key_of
-from kdistill.models import Classifier, build_classifier, fit_state, load_state, rebuild
+from kdistill.models import Classifier, build_classifier, fit_state, load_state, multiply_adds, rebuild
 from kdistill.stages.given import Role, content_of
 from kdistill.tasks import Task, task_of
 
@@ -91,7 +92,7 @@ class Job:
         return Identity(
             self.config,
             self.data.fingerprint,
-            self.engine.precision,
+            {role: self.engine_for(role).precision for role in ROLES},
             {
                 role: content
                 for role in ROLES
@@ -142,6 +143,17 @@ class Job:
             )
         self.engine.place(network)
         return network
+
+    def engine_for(self, role: Role) -> Engine:
+        """The machine at the precision of a role's network; who teaches may be the student of the step before."""
+        if role == "teacher" and self.previous is not None:
+            return self.previous.engine_for("student")
+        section = self.section(role)
+        if kind_of(section.name) != "network":
+            return self.engine
+        channels, image_size = self.shown(role).shape(self.data.channels, self.data.image_size)
+        shape = {"classes": len(self.data.classes), "channels": channels, "image_size": image_size}
+        return self.engine.for_network(partial(multiply_adds, section.name, section.params, **shape))
 
     def try_network(self, role: Role) -> None:
         """Raise now what `build` would raise later."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from kdistill.models import Classifier, reused_head_of, save_weights, write_port
 from kdistill.stages.job import Job, Role
 from kdistill.stages.objectives import Lesson
 from kdistill.teachers import TeacherSignal
+
+log = logging.getLogger("kdistill")
 
 
 def train_network(
@@ -32,7 +35,11 @@ def train_network(
     `prepare` says what a network is trained on, `signal` makes the teacher whose layers are tapped for that.
     All randomness of the run (initialisation, dropout) comes from the role's seed.
     """
-    section = job.section(role)
+    section, engine = job.section(role), job.engine_for(role)
+    if engine.precision != job.engine.precision:
+        log.info(
+            "%s: precision %s, as its size suits this CPU (device.precision=auto)", title, engine.precision
+        )
     with job.engine.seeded(data.order_seed):
         network = job.load(start) if start else job.build(role)
         lesson = prepare(network)
@@ -42,7 +49,7 @@ def train_network(
             job.data.validation.to(job.engine.device),
             lesson.objective,
             settings,
-            job.engine,
+            engine,
             signal=signal(lesson.teacher_layers),
             checkpoint=work,
             judge_start=start is not None or section.weights is not None,

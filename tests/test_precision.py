@@ -1,0 +1,94 @@
+"""`device.precision=auto`: a fixed rule, by the machine and the network's size, each network for itself."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdistill import distill, engine, load_config, train_teacher
+from kdistill.config.schema import Config
+from kdistill.models import multiply_adds
+from kdistill.stages.job import Job
+
+Tiny = Callable[..., Config]
+LARGE = ("dataset.image_size=32", "teacher.params.width=16", "dataset.train_samples=60")
+
+
+@pytest.fixture
+def has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with instructions for bfloat16, whatever runs the tests."""
+    monkeypatch.setattr(engine, "cpu_has_bf16", lambda: True)
+
+
+def precisions(config: Config) -> tuple[str, str]:
+    job = Job.open(config)
+    return job.engine_for("teacher").precision, job.engine_for("student").precision
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "shape", "expected"),
+    [
+        # 4x4 outputs of 4 channels, 9 inputs each; 10 classes
+        ("cnn", {"channels": [4]}, (1, 8), 16 * 4 * 9 + 4 * 10),
+        ("mlp", {"hidden": [5]}, (1, 8), 64 * 5 + 5 * 10),
+        # stem, three stages of six, seven and seven convolutions, the last two of half the size and twice the width
+        ("resnet20", {}, (3, 32), 40_551_040 + 262_144),
+        ("torchvision/squeezenet1_1", {}, (1, 64), None),
+    ],
+)
+def test_multiply_adds(name: str, params: dict, shape: tuple[int, int], expected: int | None) -> None:
+    """By hand; the published count of ResNet-20, 40.55 million, and its two 1x1 shortcuts."""
+    channels, size = shape
+    found = multiply_adds(name, params, classes=10, channels=channels, image_size=(size, size))
+    assert found == expected or (expected is None and found > 1e6)
+
+
+def test_large_networks_get_bfloat16(has_bf16: None, tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    """Teacher and student each by their own size; the log says so, and the artifact remembers it."""
+    caplog.set_level(logging.INFO)
+    config = tiny(*LARGE, "teacher.epochs=1", "student.epochs=1")
+    teacher = train_teacher(config)
+    student = distill(config)
+
+    assert precisions(config) == ("bf16", "fp32")
+    assert teacher.manifest["made_from"]["precision"] == "bf16"
+    assert student.manifest["made_from"]["precision"] == "fp32"
+    told = [r.getMessage() for r in caplog.records if "precision" in r.getMessage()]
+    assert told == ["teacher: precision bf16, as its size suits this CPU (device.precision=auto)"]
+
+
+def test_what_is_chosen_is_what_would_be_set(has_bf16: None, tiny: Tiny) -> None:
+    """auto adds nothing to a key: the same artifacts as with the precision named."""
+    auto, named = Job.open(tiny(*LARGE)).identity, Job.open(tiny(*LARGE, "device.precision=bf16")).identity
+    assert auto.teacher == named.teacher
+    assert auto.soft_targets == named.soft_targets
+    assert auto.student["precision"] == "fp32"
+
+
+def test_a_live_teacher_s_precision_is_part_of_the_student(has_bf16: None, tiny: Tiny) -> None:
+    """Where it is not the student's own, it cannot be told from the teacher's key alone."""
+    live = Job.open(tiny(*LARGE, "soft_targets=live")).identity
+    assert live.student["signal"]["precision"] == "bf16"
+    same = Job.open(tiny(*LARGE, "soft_targets=live", "device.precision=fp32")).identity
+    assert "precision" not in same.student["signal"]
+
+
+def test_an_assistant_is_asked_as_it_was_trained(has_bf16: None, tiny: Tiny) -> None:
+    """The teacher of the last step is the student of the step before, of its own size."""
+    config = tiny(*LARGE, "assistant=resnet8", "assistant.params.width=16")
+    assert precisions(config) == ("bf16", "fp32")
+    assert precisions(tiny("assistant=resnet8")) == ("fp32", "fp32")
+
+
+def test_no_bfloat16_where_the_cpu_only_imitates_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There float32 it is, whatever the size; and where a precision is named, that one."""
+    monkeypatch.setattr(engine, "cpu_has_bf16", lambda: False)
+    assert precisions(tiny(*LARGE)) == ("fp32", "fp32")
+    monkeypatch.setattr(engine, "cpu_has_bf16", lambda: True)
+    assert precisions(tiny(*LARGE, "device.precision=fp32")) == ("fp32", "fp32")
+
+
+def test_the_default_is_float32_on_digits(has_bf16: None, tmp_path: Path) -> None:
+    """ResNet-20 on images of 8 x 8 is small: the README's first numbers do not depend on the CPU's kind."""
+    assert precisions(load_config("device=cpu", f"runs={tmp_path}")) == ("fp32", "fp32")
