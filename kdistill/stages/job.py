@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -152,7 +153,7 @@ class Job:
         if kind_of(section.name) != "network":
             return self.engine
         channels, image_size = self.shown(role).shape(self.data.channels, self.data.image_size)
-        shape = {"classes": len(self.data.classes), "channels": channels, "image_size": image_size}
+        shape: dict[str, Any] = {"classes": len(self.data.classes), "channels": channels, "image_size": image_size}
         return self.engine.for_network(partial(multiply_adds, section.name, section.params, **shape))
 
     def try_network(self, role: Role) -> None:

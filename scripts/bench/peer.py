@@ -1,0 +1,195 @@
+"""The same distillation in kdistill, in torchdistill and in a plain loop: time, memory, accuracy.
+
+    python -m venv DIR/env && DIR/env/bin/pip install torchdistill==1.1.5 safetensors
+    python scripts/bench/peer.py --work DIR [--student tiny resnet8] [--epochs 10] [--samples 12000] [--seeds 0 1 2]
+
+Teacher: ResNet-18 with a CIFAR stem, of width 16, trained once by kdistill; its weights are handed to the others.
+Students: a CNN of two strided convolutions, or ResNet-8. Fashion-MNIST, crop and flip, T=4, alpha=0.1 on the
+labels, batch 128, SGD with Nesterov momentum. Each job is a process of its own, from its imports to its trained
+student; seed by seed, the rows take turns. Every finished job is a line of DIR/rows.jsonl: the same command goes
+on after a break. Prints a Markdown table of medians.
+
+torchdistill: as the library leaves it (2 workers, the teacher in training mode), with the teacher in evaluation
+mode, and that without workers. kdistill: a view for each epoch, and 2 views; its job makes the soft targets, too,
+and validates after each epoch, which the others do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import kdistill
+from kdistill import load_config, train_teacher
+from kdistill.models import cnn, resnet
+from kdistill.stages.job import Job
+
+STUDENTS = {
+    "tiny": (
+        cnn,
+        {"name": "cnn", "params": {"channels": [16, 32]}},
+        ["student=cnn", "student.params.channels=[16,32]"],
+    ),
+    "resnet8": (resnet, {"name": "resnet8", "params": {"width": None}}, ["student=resnet8"]),
+}
+ROWS = {
+    "kdistill": ["soft_targets.views=null"],
+    "kdistill, 2 views": ["soft_targets.views=2"],
+    "torchdistill": ["torchdistill", "--workers=2"],
+    "torchdistill, eval": ["torchdistill", "--workers=2", "--eval-teacher"],
+    "torchdistill, eval, 0 workers": ["torchdistill", "--workers=0", "--eval-teacher"],
+    "plain loop": ["plain", "--workers=2"],
+}
+Row = dict[str, float | int | str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--student", nargs="*", choices=list(STUDENTS), default=list(STUDENTS))
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--samples", type=int, default=12_000)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    words = ["dataset=fashion_mnist", f"dataset.train_samples={args.samples}", "teacher=resnet18"]
+    words += ["teacher.params.width=16", "teacher.epochs=6", "finetune=none", f"student.epochs={args.epochs}"]
+    words += ["loss.T=4", "loss.alpha=0.1"]
+    prepared = Job.open(load_config(*words, f"runs={args.work / 'runs'}"))
+    train_teacher(prepared.config)
+    export(prepared, args.work / "data.npz")
+
+    file = args.work / "rows.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for seed in args.seeds:
+        for student in args.student:
+            for name in ROWS:
+                case: Row = {"row": name, "student": student, "seed": seed}
+                case |= {"epochs": args.epochs, "samples": args.samples}
+                if any(case.items() <= row.items() for row in done):
+                    continue
+                started = time.perf_counter()
+                ours = name.startswith("kdistill")
+                found = by_kdistill(words, case, args.work) if ours else by_peer(prepared, case, args.work)
+                done.append(
+                    {**case, "job_seconds": time.perf_counter() - started - found.pop("apart", 0), **found}
+                )
+                print(json.dumps(done[-1]), flush=True)
+                with file.open("a") as lines:
+                    lines.write(json.dumps(done[-1]) + "\n")
+    wanted = {"epochs": args.epochs, "samples": args.samples}.items()
+    print(table([row for row in done if wanted <= row.items()]))
+
+
+def export(job: Job, path: Path) -> None:
+    """The images as kdistill has them, for the others."""
+    data = job.data
+    arrays = {
+        f"{name}_images": split.images.numpy() for name, split in (("train", data.train), ("test", data.test))
+    }  # type: ignore[attr-defined]
+    arrays |= {
+        f"{name}_labels": split.labels.numpy() for name, split in (("train", data.train), ("test", data.test))
+    }
+    arrays |= {"mean": np.float32(data.mean), "std": np.float32(data.std)}
+    if not path.exists():
+        np.savez(path, **arrays)
+
+
+def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
+    """`kdistill distill` in a folder that has the teacher and nothing else; the test accuracy apart."""
+    runs = work / "fresh"
+    shutil.rmtree(runs, ignore_errors=True)
+    shutil.copytree(work / "runs" / "artifacts" / "teacher", runs / "artifacts" / "teacher")
+    own = [
+        *words,
+        *STUDENTS[str(case["student"])][2],
+        *ROWS[str(case["row"])],
+        f"student.seed={case['seed']}",
+    ]
+    command = [sys.executable, "-m", "kdistill"]
+    usage = run([*command, "distill", *own, f"runs={runs}"])
+    started = time.perf_counter()
+    run([*command, "eval", *own, f"runs={runs}", f"hydra.run.dir={runs}/eval"])
+    row = json.loads((runs / "eval" / "result.json").read_text())["row"]
+    (student,) = (runs / "artifacts" / "student").glob("cnn-*" if case["student"] == "tiny" else "resnet8-*")
+    history = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    images = int(case["samples"]) * int(case["epochs"])
+    return {
+        "images_per_second": statistics.median(epoch["images_per_second"] for epoch in history),
+        "cpu_seconds_per_1000": (usage.ru_utime + usage.ru_stime) / images * 1000,
+        "peak_mb": usage.ru_maxrss / 1024,
+        "top1": row["student top1"],
+        "apart": time.perf_counter() - started,
+    }
+
+
+def by_peer(job: Job, case: Row, work: Path) -> dict[str, float]:
+    module, about, _ = STUDENTS[str(case["student"])]
+    shape = {
+        "classes": len(job.data.classes),
+        "channels": job.data.channels,
+        "image_size": job.data.image_size,
+    }
+    command = [str(work / "env" / "bin" / "python"), str(Path(__file__).with_name("peer_job.py"))]
+    command += [
+        *ROWS[str(case["row"])],
+        f"--data={work / 'data.npz'}",
+        f"--teacher={job.require_teacher().folder}",
+    ]
+    command += [f"--student={json.dumps(about | shape)}", f"--source={module.__file__}"]
+    command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run(command: list[str]) -> resource.struct_rusage:
+    """What the process used, alone."""
+    folder = Path(kdistill.__file__).parents[1]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+    assert process.stderr
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(said)
+    return usage
+
+
+def table(rows: list[Row]) -> str:
+    heads = ["student", "row", "job s", "images/s in training", "CPU s / 1,000 images", "peak MB", "top-1 %"]
+    lines = [heads, ["--"] * len(heads)]
+    for student, name in groups(rows):
+        own = [row for row in rows if (row["student"], row["row"]) == (student, name)]
+        columns = ("job_seconds", "images_per_second", "cpu_seconds_per_1000", "peak_mb")
+        job, rate, cpu, peak = (statistics.median(float(row[key]) for row in own) for key in columns)
+        top1 = [100 * float(row["top1"]) for row in own]
+        spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+        cells = [student, name, f"{job:.1f}", f"{rate:,.0f}", f"{cpu:.2f}", f"{peak:,.0f}"]
+        lines.append([*cells, f"{statistics.mean(top1):.2f}{spread}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def groups(rows: list[Row]) -> Iterator[tuple[str, str]]:
+    return iter(
+        dict.fromkeys(
+            (str(row["student"]), str(row["row"])) for row in sorted(rows, key=lambda r: r["student"])
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
