@@ -153,7 +153,11 @@ class Job:
         if kind_of(section.name) != "network":
             return self.engine
         channels, image_size = self.shown(role).shape(self.data.channels, self.data.image_size)
-        shape: dict[str, Any] = {"classes": len(self.data.classes), "channels": channels, "image_size": image_size}
+        shape: dict[str, Any] = {
+            "classes": len(self.data.classes),
+            "channels": channels,
+            "image_size": image_size,
+        }
         return self.engine.for_network(partial(multiply_adds, section.name, section.params, **shape))
 
     def try_network(self, role: Role) -> None:
