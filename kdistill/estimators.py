@@ -10,18 +10,19 @@ from functools import cache
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zipfile import ZipFile
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
-from sklearn.multioutput import MultiOutputRegressor
-from sklearn.utils import all_estimators, get_tags
 from torch import Tensor
 
 from kdistill.averaging import log_of
 from kdistill.errors import ConfigError, ModelError, did_you_mean, first_line
+
+# scikit-learn is imported where it is used: it takes a second, and few runs need it
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
 
 _log = logging.getLogger("kdistill")
 
@@ -100,6 +101,9 @@ def fit_estimator(
     A regressor that has one output only is fitted once for each of several. Warnings of scikit-learn (did not
     converge) are logged. Raises ConfigError as `check_estimator` does, and when fitting fails.
     """
+    from sklearn.multioutput import MultiOutputRegressor
+    from sklearn.utils import get_tags
+
     estimator = _build(name, params, task)
     if "random_state" in estimator.get_params():
         estimator.set_params(random_state=seed)
@@ -167,6 +171,8 @@ def load_estimator(path: Path) -> BaseEstimator:
 
     Raises ConfigError when skops is missing, and ModelError for another file or other types.
     """
+    from sklearn.multioutput import MultiOutputRegressor
+
     skops = _skops()
     try:
         foreign = skops.get_untrusted_types(file=path)
@@ -214,10 +220,18 @@ def _loaders(path: Path) -> set[str]:
 
 
 @cache
+def _every(task: Task) -> dict[str, type[BaseEstimator]]:
+    from sklearn.utils import all_estimators
+
+    return dict(all_estimators(type_filter=_KINDS[task]))
+
+
+@cache
 def _table(task: Task) -> dict[str, type[BaseEstimator]]:
+    """Those that can teach, and can be made without another estimator."""
     return {
         name: estimator
-        for name, estimator in all_estimators(type_filter=_KINDS[task])
+        for name, estimator in _every(task).items()
         if (task == "regression" or hasattr(estimator, "predict_proba"))
         and all(
             parameter.default is not Parameter.empty or parameter.kind == Parameter.VAR_KEYWORD
@@ -264,7 +278,7 @@ _PROBABILISTIC = {
 
 def _unknown(name: str, task: Task) -> str:
     kind = _KINDS[task]
-    if name in dict(all_estimators(type_filter=kind)):
+    if name in _every(task):
         return (
             f"{name} cannot be a teacher: it gives no probabilities (predict_proba), or is made of other estimators."
             " Choose another one, such as LogisticRegression or RandomForestClassifier"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_diabetes, load_digits
 
 from kdistill.config.data import (
     Dataset,
@@ -60,6 +59,8 @@ def _labelled(config: Dataset, workers: int, memory_gb: float) -> Data:
 
 
 def _digits(config: Digits) -> Data:
+    from sklearn.datasets import load_digits  # not with the module: it takes a second
+
     digits = load_digits()
     grey = np.rint(digits.images * 255 / 16).astype(np.uint8)
     whole = ArraySplit(torch.from_numpy(grey)[:, None], torch.from_numpy(digits.target).long())
@@ -113,6 +114,8 @@ def _several_labels(config: Synthetic, first: np.ndarray, stream: int) -> np.nda
 
 def _diabetes(config: Diabetes) -> Data:
     """Ten features as channels of 1 x 1 images, so that each is normalised by itself."""
+    from sklearn.datasets import load_diabetes
+
     source = load_diabetes()
     features = torch.from_numpy(source.data).float()[:, :, None, None]
     whole = ArraySplit(features, torch.from_numpy(source.target).float()[:, None])
