@@ -63,22 +63,16 @@ def hue(images: Tensor, factor: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     red, green, blue = images.int().unbind(1)
-    low, high = images.int().aminmax(dim=1)
+    low, high = images.amin(1).int(), images.amax(1).int()
     span = high - low
-    ahead, sector = torch.where(
-        high == red,
-        torch.stack([green - blue, torch.zeros_like(red)]),
-        torch.where(
-            high == green,
-            torch.stack([blue - red, torch.full_like(red, 2)]),
-            torch.stack([red - green, torch.full_like(red, 4)]),
-        ),
-    )
-    place = torch.div(ahead << 16, span.clamp(min=1), rounding_mode="floor") + (sector << 16)
-    place = (place + 6 * factor.int().view(-1, 1, 1)) % (6 << 16)
-    beyond = place & 0xFFFF
-    rising = low + ((span * beyond + 0x8000) >> 16)
-    falling = high - ((span * beyond + 0x8000) >> 16)
+    # where the largest is red, green or blue: how far the hue is ahead of that colour, in sectors of ONE
+    is_red, is_green = high == red, high == green
+    ahead = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    start = torch.where(is_red, 0, torch.where(is_green, 2 * ONE, 4 * ONE))
+    place = torch.div(ahead * ONE, span.clamp(min=1), rounding_mode="floor").add_(start)
+    place = place.add_(6 * factor.int().view(-1, 1, 1)).remainder_(6 * ONE)
+    change = (span * (place & (ONE - 1))).add_(ONE // 2).bitwise_right_shift_(16)
+    rising, falling = low + change, high - change
     levels = torch.stack([high, falling, low, rising], dim=1)
     # of red, green, blue in each sector: 0 the largest, 1 falling, 2 the smallest, 3 rising
     order = torch.tensor([[0, 1, 2, 2, 3, 0], [3, 0, 0, 1, 2, 2], [2, 2, 3, 0, 0, 1]], device=images.device)
@@ -175,5 +169,6 @@ def _grey(images: Tensor) -> Tensor:
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """`other` at factor 0, the image at ONE, beyond it above; rounded, and kept within 0..255."""
     other = other.int()
-    blended = (other << 16) + (images.int() - other) * factor.int().view(-1, 1, 1, 1)
-    return ((blended + 0x8000) >> 16).clamp(0, 255).to(torch.uint8)
+    # in place: for small images, fresh memory costs more than the arithmetic
+    blended = (images.int() - other).mul_(factor.int().view(-1, 1, 1, 1))
+    return blended.add_((other << 16) + 0x8000).bitwise_right_shift_(16).clamp_(0, 255).byte()

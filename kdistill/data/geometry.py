@@ -96,11 +96,11 @@ def _stretched(axis: int, images: Tensor, start: Tensor, length: Tensor) -> Tens
     after = torch.minimum(before + 1, length - 1)
     share = (((centres - before * 2 * size) << _BITS) + size) // (2 * size)
     view = (-1, 1, 1, size) if axis == 3 else (-1, 1, size, 1)
-    near, far = (
-        images.gather(axis, (start + place).view(view).expand(images.shape)).int() for place in (before, after)
-    )
-    blended = (near << _BITS) + (far - near) * share.int().view(view)
-    return ((blended + (1 << (_BITS - 1))) >> _BITS).to(torch.uint8)
+    # in place: for small images, fresh memory costs more than the arithmetic
+    near = images.gather(axis, (start + before).view(view).expand(images.shape)).int()
+    far = images.gather(axis, (start + after).view(view).expand(images.shape)).int()
+    far.sub_(near).mul_(share.int().view(view))
+    return near.bitwise_left_shift_(_BITS).add_(far).add_(1 << (_BITS - 1)).bitwise_right_shift_(_BITS).byte()
 
 
 @dataclass(frozen=True)
