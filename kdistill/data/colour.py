@@ -1,9 +1,9 @@
 """Changes of colours, one amount for each image: brightness, contrast, saturation, hue, and those of RandAugment.
 
 Each is what torchvision's function of that name does, but worked out in integers and rounded, so that a result is
-the same on every device and in every batch; it differs from torchvision's by one level of 255 at most. `images` are
-uint8 `[N, C, H, W]` of one channel (grey) or three (red, green, blue), as is the result. A `factor`, int64 `[N]`, is
-in units of 1 / ONE.
+the same on every device and in every batch; torchvision cuts off, so the two differ by up to two levels of 255.
+`images` are uint8 `[N, C, H, W]` of one channel (grey) or three (red, green, blue), as is the result. A `factor`,
+int64 `[N]`, is in units of 1 / ONE.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def equalize(images: Tensor) -> Tensor:
     return torch.where(step > 0, table.gather(2, levels), levels).to(torch.uint8).view(images.shape)
 
 
-def each_by_its_own(images: Tensor, chosen: Tensor, operations: Sequence[Operation], numbers: Tensor) -> Tensor:
+def each_by_its_own(
+    images: Tensor, chosen: Tensor, operations: Sequence[Operation], numbers: Tensor
+) -> Tensor:
     """Apply to each image the operation chosen for it, int64 `[N]`, with its number, int64 `[N]`.
 
     The images are sorted by operation, so that each operation runs once, on all images that chose it.
@@ -141,9 +143,7 @@ class Jitter:
             if reach is not None
         ]
         for chosen in order:
-            images = each_by_its_own(
-                images, chosen, operations, factors.gather(0, chosen[None]).squeeze(0)
-            )
+            images = each_by_its_own(images, chosen, operations, factors.gather(0, chosen[None]).squeeze(0))
         return images
 
     def draw(self, indices: Tensor, seed: int, view: int) -> tuple[Tensor, Tensor]:

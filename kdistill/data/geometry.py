@@ -53,7 +53,9 @@ class ResizedCrop:
         heights, widths = ((side * table[shape] + half) >> (2 * _UNIT) for table in (inverse, shapes))
         fits = (heights > 0) & (widths > 0) & (heights <= image_size[0]) & (widths <= image_size[1])
         # a last try that always fits
-        largest = indices.new_tensor(_largest(image_size, self.ratio)).view(2, 1, 1).expand(2, 1, len(indices))
+        largest = (
+            indices.new_tensor(_largest(image_size, self.ratio)).view(2, 1, 1).expand(2, 1, len(indices))
+        )
         first = torch.cat([fits, fits.new_ones(1, len(indices))]).int().argmax(0, keepdim=True)
         height = torch.cat([heights, largest[0]]).gather(0, first).squeeze(0)
         width = torch.cat([widths, largest[1]]).gather(0, first).squeeze(0)
@@ -143,8 +145,7 @@ def _sources(moves: tuple[Move, ...], height: int, width: int) -> Tensor:
     positions = []
     for move in moves:
         xx, xy, x, yx, yy, y = (
-            round(value * 2**_UNIT)
-            for value in (move.xx, move.xy, 2 * move.x, move.yx, move.yy, 2 * move.y)
+            round(value * 2**_UNIT) for value in (move.xx, move.xy, 2 * move.x, move.yx, move.yy, 2 * move.y)
         )
         column = (xx * across + xy * down + x + (width << _UNIT)) >> (_UNIT + 1)
         row = (yx * across + yy * down + y + (height << _UNIT)) >> (_UNIT + 1)

@@ -1,6 +1,7 @@
 """Images per second of each augmentation: `python scripts/bench/views.py [repeats]`.
 
-Batches of 128 uint8 images, one thread. Prints one JSON line for each option and a Markdown table of medians.
+Batches of 128 uint8 images, one thread; seconds are the processor's, so that other work does not count. Prints one
+JSON line for each option and a Markdown table of medians.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def views(option: str, shape: tuple[int, ...]) -> Views | None:
 
 
 def rate(shown: Views, images: Tensor, repeats: int) -> float:
-    """Median images per second."""
+    """Median images per second of the processor's time."""
     indices = torch.arange(len(images))
     seconds = []
     for view in range(repeats):
