@@ -9,6 +9,7 @@ import torch
 from kdistill import distill, load_config, train_teacher
 from kdistill.config.schema import Config
 from kdistill.data import Views, augmented
+from kdistill.data.geometry import ResizedCrop
 from kdistill.data.views import random_bits, random_fractions
 from kdistill.errors import ConfigError
 from kdistill.identity import Identity, key_of
@@ -92,6 +93,15 @@ def test_an_option_changes_no_draw_of_another() -> None:
         expected = views_of(options)(expected, indices, 2)
 
     assert torch.equal(views_of(ALL)(images, indices, 2), expected)
+
+
+def test_a_window_has_the_image_s_shape_unless_said_otherwise() -> None:
+    """A quarter of the area of 16 x 12 pixels: 8 x 6."""
+    (change,) = views_of("resized_crop=[0.25,0.25]").then
+    assert isinstance(change, ResizedCrop)
+    _, _, height, width = change.draw(torch.arange(9), (16, 12), 0, 0)
+
+    assert (set(height.tolist()), set(width.tolist())) == ({8}, {6})
 
 
 def test_random_fractions() -> None:

@@ -18,9 +18,10 @@ def augmented(augment: Augment, seed: int, channels: int, image_size: tuple[int,
     _check(augment, channels, image_size)
     then: list[Change] = []
     if augment.resized_crop is not None:
-        low, high = augment.resized_crop
-        flat, wide = augment.resized_crop_ratio or (1.0, 1.0)
-        then.append(ResizedCrop((low, high), (flat, wide)))
+        smallest, largest = augment.resized_crop
+        own = image_size[1] / image_size[0]
+        narrowest, widest = augment.resized_crop_ratio or (own, own)
+        then.append(ResizedCrop((smallest, largest), (narrowest, widest)))
     if augment.randaugment is not None and augment.randaugment_magnitude is not None:
         then.append(RandAugment(augment.randaugment, augment.randaugment_magnitude))
     jitter = Jitter(augment.brightness, augment.contrast, augment.saturation, augment.hue)

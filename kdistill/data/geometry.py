@@ -50,15 +50,14 @@ class ResizedCrop:
         side = sides[drawn[2::2] * _STEPS >> FRACTION]
         shape = drawn[3::2] * _STEPS >> FRACTION
         half = 1 << (2 * _UNIT - 1)
-        heights, widths = ((side * table[shape] + half) >> (2 * _UNIT) for table in (inverse, shapes))
-        fits = (heights > 0) & (widths > 0) & (heights <= image_size[0]) & (widths <= image_size[1])
-        # a last try that always fits
-        largest = (
-            indices.new_tensor(_largest(image_size, self.ratio)).view(2, 1, 1).expand(2, 1, len(indices))
+        # the last try is the one that always fits
+        heights, widths = (
+            F.pad((side * table[shape] + half) >> (2 * _UNIT), (0, 0, 0, 1), value=last)
+            for table, last in zip((inverse, shapes), _largest(image_size, self.ratio), strict=True)
         )
-        first = torch.cat([fits, fits.new_ones(1, len(indices))]).int().argmax(0, keepdim=True)
-        height = torch.cat([heights, largest[0]]).gather(0, first).squeeze(0)
-        width = torch.cat([widths, largest[1]]).gather(0, first).squeeze(0)
+        fits = (heights > 0) & (widths > 0) & (heights <= image_size[0]) & (widths <= image_size[1])
+        first = fits.int().argmax(0, keepdim=True)
+        height, width = (tries.gather(0, first).squeeze(0) for tries in (heights, widths))
         top = drawn[0] * (image_size[0] - height + 1) >> FRACTION
         left = drawn[1] * (image_size[1] - width + 1) >> FRACTION
         return top, left, height, width

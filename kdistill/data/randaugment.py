@@ -11,6 +11,8 @@ from kdistill.data import colour
 from kdistill.data.geometry import Move, moved, rotation
 from kdistill.data.views import FRACTION, RANDAUGMENT, random_fractions
 
+#: operations to draw from
+OPERATIONS = 14
 #: magnitudes go from 0 to this
 HIGHEST = 30
 
@@ -37,7 +39,7 @@ class RandAugment:
     def draw(self, indices: Tensor, seed: int, view: int) -> tuple[Tensor, Tensor]:
         """Return the operations' numbers, int64 `[operations, N]`, and their signs: 0 for minus, 1 for plus."""
         drawn = random_fractions(indices, 2 * self.operations, RANDAUGMENT, seed, view)
-        return drawn[::2] * 14 >> FRACTION, drawn[1::2] >> (FRACTION - 1)
+        return drawn[::2] * OPERATIONS >> FRACTION, drawn[1::2] >> (FRACTION - 1)
 
     def table(self, height: int, width: int) -> dict[str, colour.Operation]:
         """What each operation does to images of a size, given their signs; in the order of their numbers."""
