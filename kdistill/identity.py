@@ -124,8 +124,7 @@ class Identity:
 
     @property
     def _augments(self) -> bool:
-        augment = self.config.dataset.augment
-        return bool(augment.crop or augment.flip)
+        return bool(self.config.dataset.augment.chosen)
 
     @property
     def stored(self) -> bool:

@@ -37,6 +37,21 @@ TINY = (
     "device=cpu",
 )
 
+#: `dataset.augment` of images that stay as they are
+NO_AUGMENT = {
+    "crop": 0,
+    "flip": False,
+    "resized_crop": None,
+    "resized_crop_ratio": None,
+    "randaugment": None,
+    "randaugment_magnitude": None,
+    "brightness": None,
+    "contrast": None,
+    "saturation": None,
+    "hue": None,
+    "erase": None,
+}
+
 
 @pytest.fixture(autouse=True)
 def _no_user_configs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -26,6 +26,7 @@ from kdistill.data.assemble import from_arrays as assembled
 from kdistill.data.downloaded import read_idx
 from kdistill.data.splits import ArraySplit, channel_statistics, cut, stratified_order, subset
 from kdistill.errors import DataError
+from tests.conftest import NO_AUGMENT
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -38,7 +39,7 @@ def config(name: str, **changes: Any) -> Dataset:
         "split_seed": 0,
         "train_samples": None,
         "unlabelled": None,
-        "augment": {"crop": 0, "flip": False},
+        "augment": NO_AUGMENT,
     }
     if name == "synthetic":
         values |= {"classes": 4, "channels": 3, "image_size": 6, "samples": 80, "test_samples": 20}

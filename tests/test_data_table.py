@@ -16,13 +16,14 @@ from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import DataError
+from tests.conftest import NO_AUGMENT
 
 
 def config(root: Path, **changes: Any) -> ImageTable:
     values: dict[str, Any] = {"name": "image_table", "root": str(root), "table": "labels.csv"}
     values |= {"task": None, "targets": None, "image_size": 8, "channels": 3, "on_error": "raise"}
     values |= {"validation": 0.25, "test": 0.2, "split_seed": 0, "train_samples": None, "unlabelled": None}
-    values |= {"augment": {"crop": 0, "flip": False}}
+    values |= {"augment": NO_AUGMENT}
     return ImageTable.model_validate(values | changes)
 
 

@@ -14,11 +14,12 @@ from kdistill.data.splits import ArraySplit, check_classes, cut, moments, subset
 from kdistill.errors import DataError
 from kdistill.models import build_classifier
 from kdistill.models.classifier import Classifier
+from tests.conftest import NO_AUGMENT
 
 
 def config(name: str, **changes: Any) -> Dataset:
     values: dict[str, Any] = {"name": name, "validation": 0.1, "split_seed": 0, "train_samples": None}
-    values |= {"augment": {"crop": 0, "flip": False}}
+    values |= {"augment": NO_AUGMENT}
     if name != "diabetes":
         values |= {"unlabelled": None}
     if name == "synthetic":
@@ -85,8 +86,9 @@ def test_diabetes_cuts() -> None:
 
 def test_diabetes_has_nothing_to_augment() -> None:
     """A crop would blank out measurements: refused."""
-    with pytest.raises(ValidationError, match="diabetes has no images to augment: set "):
-        config("diabetes", augment={"crop": 1, "flip": False})
+    text = "diabetes has no images to augment: set augment.crop=0 augment.erase=null"
+    with pytest.raises(ValidationError, match=text):
+        config("diabetes", augment=NO_AUGMENT | {"crop": 1, "erase": 2})
 
 
 def test_a_network_learns_from_features() -> None:

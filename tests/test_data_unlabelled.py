@@ -18,11 +18,12 @@ from kdistill.data.joined import JoinedSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.data.unlabelled import with_unlabelled
 from kdistill.errors import ConfigError, DataError
+from tests.conftest import NO_AUGMENT
 
 
 def config(name: str = "digits", **changes: Any) -> Dataset:
     values: dict[str, Any] = {"name": name, "validation": 0.1, "split_seed": 0, "train_samples": 20}
-    values |= {"unlabelled": None, "augment": {"crop": 0, "flip": False}}
+    values |= {"unlabelled": None, "augment": NO_AUGMENT}
     if name == "synthetic":
         values |= {"classes": 4, "channels": 3, "image_size": 6, "samples": 80, "test_samples": 20}
         values |= {"noise": 1.0, "max_labels": None, "seed": 0}

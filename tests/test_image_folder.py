@@ -17,12 +17,13 @@ from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import DataError
+from tests.conftest import NO_AUGMENT
 
 
 def config(root: Path, **changes: Any) -> ImageFolder:
     values: dict[str, Any] = {"name": "image_folder", "root": str(root), "image_size": 8, "channels": 3}
     values |= {"validation": 0.25, "test": 0.2, "split_seed": 0, "train_samples": None, "on_error": "raise"}
-    values |= {"unlabelled": None, "augment": {"crop": 0, "flip": False}}
+    values |= {"unlabelled": None, "augment": NO_AUGMENT}
     return ImageFolder.model_validate(values | changes)
 
 

@@ -5,18 +5,66 @@ This module must not import torch: `kdistill --help` and `--cfg job` stay fast.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdistill.config.section import Section, Seed
 
 TaskName = Literal["classification", "multilabel", "regression"]
 
 
+#: smallest and largest
+Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+
+
 class Augment(Section):
+    """Random changes of the images, in this order; `docs/augmentation.md` has the definitions."""
+
     crop: int = Field(ge=0, description="pixels of zero padding before a random crop; 0: no crop")
     flip: bool = Field(description="flip left and right with probability 1/2")
+    resized_crop: Range | None = Field(
+        description="share of the area, smallest and largest, of a window that is enlarged; null: none"
+    )
+    resized_crop_ratio: Range | None = Field(
+        description="width / height of that window, smallest and largest; null: as the image"
+    )
+    randaugment: int | None = Field(ge=1, description="operations of RandAugment on each image; null: none")
+    randaugment_magnitude: int | None = Field(ge=0, le=30, description="their strength, 0 to 30")
+    brightness: float | None = Field(gt=0, le=1, description="times 1 - x to 1 + x; null: as it is")
+    contrast: float | None = Field(gt=0, le=1, description="times 1 - x to 1 + x; null: as it is")
+    saturation: float | None = Field(gt=0, le=1, description="times 1 - x to 1 + x; null: as it is")
+    hue: float | None = Field(gt=0, le=0.5, description="turned by up to so much of the circle; null: not")
+    erase: int | None = Field(ge=1, description="pixels of the side of a black square (Cutout); null: none")
+
+    @field_validator("resized_crop", "resized_crop_ratio")
+    @classmethod
+    def _smallest_first(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"[{value[0]:g},{value[1]:g}] is upside down: write [{value[1]:g},{value[0]:g}]")
+        return value
+
+    @field_validator("resized_crop")
+    @classmethod
+    def _within_the_image(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and value[1] > 1:
+            raise ValueError(f"{value[1]:g} is more than the whole image, whose area is 1")
+        return value
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Augment:
+        if self.resized_crop_ratio is not None and self.resized_crop is None:
+            raise ValueError("resized_crop_ratio needs resized_crop, for example resized_crop=[0.5,1]")
+        if self.randaugment is not None and self.randaugment_magnitude is None:
+            raise ValueError("randaugment needs randaugment_magnitude, 0 to 30; 9 is a usual one")
+        if self.randaugment_magnitude is not None and self.randaugment is None:
+            raise ValueError("randaugment_magnitude needs randaugment, for example randaugment=2")
+        return self
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that change images."""
+        return {name: value for name, value in self.model_dump().items() if value}
 
 
 class _Dataset(Section):
@@ -100,8 +148,10 @@ class Diabetes(_Dataset):
 
     @model_validator(mode="after")
     def _nothing_to_augment(self) -> Diabetes:
-        if self.augment.crop or self.augment.flip:
-            raise ValueError("diabetes has no images to augment: set augment.crop=0 augment.flip=false")
+        if chosen := self.augment.chosen:
+            off = {"crop": "0", "flip": "false"}
+            words = " ".join(f"augment.{name}={off.get(name, 'null')}" for name in chosen)
+            raise ValueError(f"diabetes has no images to augment: set {words}")
         return self
 
 

@@ -1,5 +1,6 @@
 """Images in batches: data sets, splits, replayable augmentation and mixing."""
 
+from kdistill.data.augment import augmented
 from kdistill.data.datasets import load_data
 from kdistill.data.inputs import InputView
 from kdistill.data.mixing import Mixing
@@ -14,6 +15,7 @@ __all__ = [
     "Mixing",
     "Split",
     "Views",
+    "augmented",
     "load_data",
     "sample_order",
     "transfer",

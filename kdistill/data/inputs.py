@@ -41,7 +41,7 @@ class InputView:
             )
         channels, image_size = self.shape(images.shape[1], (images.shape[2], images.shape[3]))
         if channels != images.shape[1]:
-            images = _luma(images)
+            images = luma(images)
         if image_size != tuple(images.shape[2:]):
             images = _resized(images, image_size)
         return images
@@ -68,7 +68,8 @@ class InputView:
         return (sum(share * value for share, value in zip(_LUMA, values, strict=True)) / 65536,)
 
 
-def _luma(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
+    """Grey of colour images: uint8 `[N, 1, H, W]` of `[N, 3, H, W]`, to the pixel what Pillow gives."""
     red, green, blue = images.to(torch.int32).unbind(1)
     weighted = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     # adding half before cutting off rounds, as Pillow does

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,12 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
-# First part of every key, so that views, orders and cuts made with one seed have nothing in common.
+# First part of every key, so that what is drawn with one seed for several purposes has nothing in common.
 VIEWS, ORDER, CUT = 1, 2, 3
+RESIZED_CROP, RANDAUGMENT, JITTER, ERASE = 5, 6, 7, 8  # data.mixing has 4
+
+# Random fractions are integers below 2**FRACTION: scaled to n values, they are uniform to n parts in 2**24.
+FRACTION = 24
 
 
 def random_bits(index: Tensor, *key: int) -> Tensor:
@@ -41,6 +46,16 @@ def _state_of(*key: int) -> int:
     return int(state)
 
 
+def random_fractions(index: Tensor, count: int, *key: int) -> Tensor:
+    """Return `count` independent numbers for each index, int64 `[count, *index.shape]` in `0..2**24 - 1`.
+
+    A pure function of `(key, index)`, whose first numbers do not depend on `count`.
+    """
+    start = random_bits(index, *key)
+    counters = torch.arange(1, count + 1, device=index.device).view(-1, *[1] * index.ndim)
+    return _shift_right(_mix(start + counters * _GOLDEN), 64 - FRACTION)
+
+
 def _mix(z: Tensor) -> Tensor:
     """splitmix64's finalizer: every input bit moves every output bit with probability near 1/2."""
     z = (z ^ _shift_right(z, 30)) * _MIX_1
@@ -53,16 +68,25 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
+class Change(Protocol):
+    """A change of images that is drawn for each by itself: a pure function of `(seed, view, index)`."""
+
+    def __call__(self, images: Tensor, indices: Tensor, seed: int, view: int) -> Tensor:
+        """Return changed images, uint8 `[N, C, H, W]` as given, for the samples `indices`, int64 `[N]`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Views:
     """Zero padding by `crop` pixels, a random window of the original size, a flip with probability 1/2.
 
-    `crop=0` and `flip=False` leave the images alone.
+    `crop=0` and `flip=False` leave the images alone. The changes in `then` follow, in their order.
     """
 
     seed: int
     crop: int
     flip: bool
+    then: tuple[Change, ...] = ()
 
     def __call__(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
         """Return view number `view` of `images`.
@@ -70,8 +94,22 @@ class Views:
         `images`: uint8 `[N, C, H, W]`; `indices`: int64 `[N]`, the samples' positions in their split, on the
         same device. Returns uint8 `[N, C, H, W]`.
         """
-        if not (self.crop or self.flip):
-            return images
+        if self.crop or self.flip:
+            images = self._window(images, indices, view)
+        for change in self.then:
+            images = change(images, indices, self.seed, view)
+        return images
+
+    def draw(self, indices: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the window's offsets down and right, int64 `[N]` in `0..2 * crop`, and flips, bool `[N]`."""
+        bits = random_bits(indices, VIEWS, self.seed, view)
+        # Separate bits of one hash are independent; 24 of them, scaled, are uniform to 1 in 10^5.
+        down = ((bits & 0xFFFFFF) * (2 * self.crop + 1)) >> 24
+        right = (((bits >> 24) & 0xFFFFFF) * (2 * self.crop + 1)) >> 24
+        flipped = bits < 0 if self.flip else torch.zeros_like(bits, dtype=torch.bool)
+        return down, right, flipped
+
+    def _window(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
         n, channels, height, width = images.shape
         down, right, flipped = self.draw(indices, view)
         padded = F.pad(images, (self.crop,) * 4)
@@ -82,12 +120,3 @@ class Views:
         source = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
         source = source.view(n, 1, height * width).expand(n, channels, height * width)
         return padded.flatten(2).gather(2, source).view(n, channels, height, width)
-
-    def draw(self, indices: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the window's offsets down and right, int64 `[N]` in `0..2 * crop`, and flips, bool `[N]`."""
-        bits = random_bits(indices, VIEWS, self.seed, view)
-        # Separate bits of one hash are independent; 24 of them, scaled, are uniform to 1 in 10^5.
-        down = ((bits & 0xFFFFFF) * (2 * self.crop + 1)) >> 24
-        right = (((bits >> 24) & 0xFFFFFF) * (2 * self.crop + 1)) >> 24
-        flipped = bits < 0 if self.flip else torch.zeros_like(bits, dtype=torch.bool)
-        return down, right, flipped

@@ -78,6 +78,7 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
 def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
+    _ = job.views(seed=0)  # refused now if the images do not allow them
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)

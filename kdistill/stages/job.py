@@ -20,7 +20,7 @@ from kdistill.config import folders
 from kdistill.config.data import Dataset
 from kdistill.config.models import kind_of
 from kdistill.config.schema import Config, Model
-from kdistill.data import Data, InputView, Split, Views, load_data, transfer
+from kdistill.data import Data, InputView, Split, Views, augmented, load_data, transfer
 from kdistill.engine import Engine
 from kdistill.errors import ConfigError, MissingArtifact, ModelError
 from kdistill.identity import Identity, key_of
@@ -117,8 +117,8 @@ class Job:
         return self.views(self.config.soft_targets.seed) if augment else Views(seed=0, crop=0, flip=False)
 
     def views(self, seed: int) -> Views:
-        augment = self.config.dataset.augment
-        return Views(seed=seed, crop=augment.crop, flip=augment.flip)
+        """The augmented views of one seed; raises `ConfigError` for what the images do not allow."""
+        return augmented(self.config.dataset.augment, seed, self.data.channels, self.data.image_size)
 
     def first_images(self, count: int) -> Tensor:
         """Up to `count` training images to try networks on, the first that can be read."""
