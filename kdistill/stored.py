@@ -131,7 +131,9 @@ class TopLogits(Layout):
     def unpack(self, rows: Tensor) -> Tensor:
         fields = [self.row[name] for name in ("classes", "logits", "tail")]
         parts = rows.split([field.itemsize for field in fields], dim=1)
-        classes, logits, tail = (_as(f.base.name, part) for f, part in zip(fields, parts, strict=True))
+        # copied, since a number's bytes must be aligned
+        aligned = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+        classes, logits, tail = (_as(f.base.name, part) for f, part in zip(fields, aligned, strict=True))
         logits = logits.float()
         other = logits[:, :1] + tail.float() - math.log(self.shape[2] - self.top_k)
         return other.repeat(1, self.shape[2]).scatter_(1, classes.long(), logits)
@@ -198,5 +200,5 @@ class Reader:
 
 def _as(dtype: str, content: Tensor) -> Tensor:
     """Bytes `[N, B]` as numbers of `dtype`."""
-    numbers: Tensor = content.contiguous().view(getattr(torch, dtype))
+    numbers: Tensor = content.view(getattr(torch, dtype))
     return numbers

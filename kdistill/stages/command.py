@@ -81,6 +81,8 @@ def _check_job(job: Job, tried: set[str]) -> None:
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)
+    if stage == "soft-targets":
+        check_soft_targets(makers(job, stage))
     if stage in ("soft-targets", "distill") and (job.identity.needs_teacher or stage == "soft-targets"):
         for teacher in job.teachers.values():
             if not teacher.identity.is_file:
@@ -88,8 +90,6 @@ def _check_job(job: Job, tried: set[str]) -> None:
     if stage in ("soft-targets", "distill", "run"):
         for teacher in (job if stage == "soft-targets" else job.chain[0]).teachers.values():
             _try_given(teacher)
-    if stage == "soft-targets":
-        check_soft_targets(makers(job, stage))
     if stage == "finetune":
         check_epochs(job.config.finetune)
     if stage in ("finetune", "eval"):

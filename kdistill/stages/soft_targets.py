@@ -97,8 +97,8 @@ def _check_space(job: Job, layout: Layout, needed: int) -> None:
         smaller.append(f"soft_targets.views={views // 2}")
     fewer = f"make them smaller with {' or '.join(smaller)}, " if smaller else ""
     raise StorageError(
-        f"the soft targets need {size_text(needed)} ({views:,} views of {samples:,} samples, {classes:,} outputs), but"
-        f" {size_text(free)} are free in {job.store.root}: {fewer}free some space (`kdistill artifacts gc`)"
+        f"the soft targets need {size_text(needed)} (views x samples x outputs: {views:,} x {samples:,} x {classes:,}),"
+        f" but {size_text(free)} are free in {job.store.root}: {fewer}free some space (`kdistill artifacts gc`)"
         " or choose another folder with runs=DIR"
     )
 
