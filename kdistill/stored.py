@@ -12,6 +12,7 @@ processes at once as long as no two write the same row, and a batch is read with
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -188,14 +189,29 @@ class Reader:
         self._held: Tensor | None = None
         if layout.bytes <= in_memory:
             self._held = torch.from_numpy(self._rows.copy()).to(device)
+        self._map, self._start = mapped.base, mapped.offset
+        if self._held is None and hasattr(mmap, "MADV_RANDOM"):
+            self._map.madvise(mmap.MADV_RANDOM)  # no megabytes read ahead for each row
 
     def logits(self, view: int, indices: Tensor) -> Tensor:
         """Logits float32 `[N, K]` of samples `indices`, int64 `[N]`. Where one view is stored, it serves for all."""
         view %= self._layout.shape[0]
         if self._held is not None:
             return self._layout.unpack(self._held[view].index_select(0, indices.to(self._device)))
-        rows = self._rows[view].take(indices.cpu().numpy(), axis=0)
+        wanted = indices.cpu().numpy()
+        self._announce(view, wanted)
+        rows = self._rows[view].take(wanted, axis=0)
         return self._layout.unpack(torch.from_numpy(rows).to(self._device))
+
+    def _announce(self, view: int, indices: np.ndarray) -> None:
+        """Tell the system which rows come, so that it fetches them side by side where they are not in its cache."""
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        size = self._layout.row.itemsize
+        starts = self._start + (view * self._layout.shape[1] + indices) * size
+        pages = starts // mmap.PAGESIZE * mmap.PAGESIZE  # where the advice has to begin
+        for page, length in zip(pages.tolist(), (starts - pages + size).tolist(), strict=True):
+            self._map.madvise(mmap.MADV_WILLNEED, page, length)
 
 
 def _as(dtype: str, content: Tensor) -> Tensor:
