@@ -38,7 +38,6 @@ STAGES = {
             "kdistill soft-targets",
             "kdistill soft-targets soft_targets.views=10",
             "kdistill soft-targets soft_targets.dtype=float32",
-            "kdistill soft-targets soft_targets.top_k=10",
         ),
     ),
     "distill": Stage(
