@@ -206,6 +206,10 @@ class ArtifactStore:
         present = {r: p for r, folder in folders.items() if not (p := Artifact(folder)).is_damaged}
         return bool(_rebuilt(artifact, present)) or any(map(self.is_stale, present.values()))
 
+    def is_begun(self, kind: str, key: str) -> bool:
+        """Whether a run of that key was cut off, or is at work: its files are there in part."""
+        return any((self.root / kind).glob(f"*-{key}.partial"))
+
     def unfinished(self) -> Iterator[Path]:
         """Folders of runs that were cut off and are not being worked on now, and of replaced artifacts.
 

@@ -6,10 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,13 +19,11 @@ from kdistill.engine import Engine
 from kdistill.estimators import estimator_logits, estimator_values
 from kdistill.features import observe
 from kdistill.losses.outputs import Outputs
+from kdistill.stored import Reader
 
 #: (augmented batch, its view, T of the loss) -> what the teacher says of it: logits [N, K] in float32 on the
 #: batch's device, without gradient
 TeacherSignal = Callable[[Batch, int, float], Outputs]
-
-#: stored logits up to this size are read into memory at once
-IN_MEMORY_BYTES = 2**30
 
 
 class Live(ABC):
@@ -138,39 +134,26 @@ MIXTURES: dict[str, Callable[[Sequence[Tensor], Sequence[float], float], Tensor]
 
 
 class StoredTeacher:
-    """Reads teacher logits from disk: `[views, samples, classes]`, float16 or float32.
+    """Reads a teacher's logits from disk.
 
-    Small files are held on the device; larger ones stay memory-mapped and are read a batch at a time. Where
-    one view is stored, of clean images, it serves for all. For a mixed image it gives the mean of the
-    answers (probabilities at T) about the two that it was mixed from, by their shares: an approximation of
-    what the teacher would say of the mixed image itself. `mixture` is one of `MIXTURES`.
+    For a mixed image it gives the mean of the answers (probabilities at T) about the two that it was mixed from,
+    by their shares: an approximation of what the teacher would say of the mixed image itself. `mixture` is one of
+    `MIXTURES`.
     """
 
     def __init__(
         self,
-        path: Path,
-        device: torch.device,
+        stored: Reader,
         mixture: Callable[[Sequence[Tensor], Sequence[float], float], Tensor] = log_mixture,
     ) -> None:
-        self._device, self._mixture = device, mixture
-        self._mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        self._held: Tensor | None = None
-        if self._mapped.nbytes <= IN_MEMORY_BYTES:
-            self._held = torch.from_numpy(np.array(self._mapped)).to(device)
+        self._stored, self._mixture = stored, mixture
 
     def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
-        logits = self._rows(view, batch.indices)
+        logits = self._stored.logits(view, batch.indices)
         if batch.mixed_with is not None:
-            others = self._rows(view, batch.mixed_with)
+            others = self._stored.logits(view, batch.mixed_with)
             logits = self._mixture([logits, others], [batch.share, 1 - batch.share], T)
         return Outputs(logits)
-
-    def _rows(self, view: int, indices: Tensor) -> Tensor:
-        view %= len(self._mapped)
-        if self._held is not None:
-            return self._held[view, indices].float()
-        rows = self._mapped[view, indices.cpu().numpy()]
-        return torch.from_numpy(rows).to(self._device).float()
 
 
 class MappedTeacher:

@@ -37,6 +37,7 @@ STUDENT = {"student", "finetuned"}
         ("soft_targets.seed=1", {"soft_targets", *STUDENT}),
         ("soft_targets.views=2", {"soft_targets", *STUDENT}),
         ("soft_targets.dtype=float32", {"soft_targets", *STUDENT}),
+        ("soft_targets.top_k=2", {"soft_targets", *STUDENT}),
         ("soft_targets.batch_size=64", {"soft_targets", *STUDENT}),
         ("student.epochs=7", {"soft_targets", *STUDENT}),  # one view per epoch
         ("soft_targets=live", STUDENT),

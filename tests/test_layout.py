@@ -14,7 +14,7 @@ PACKAGE = ROOT / "kdistill"
 LAYERS = [
     {"errors"},
     {"config", "plugins", "files", "console", "logs", "stopping"},
-    {"engine", "averaging", "metrics", "optim", "records"},
+    {"engine", "averaging", "metrics", "optim", "records", "stored"},
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing"},
     {"teachers", "state", "learners"},

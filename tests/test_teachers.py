@@ -13,6 +13,7 @@ from kdistill.config.schema import Config
 from kdistill.data import Batch
 from kdistill.engine import Engine
 from kdistill.models import build_classifier
+from kdistill.stored import AllLogits, Reader
 from kdistill.teachers import LiveTeacher, StoredTeacher
 
 CPU = Engine(torch.device("cpu"), "fp32")
@@ -55,19 +56,17 @@ def test_the_teacher_stays_as_it_is() -> None:
         assert torch.equal(before[name], value), name
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("in_memory", [2**30, 0])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_stored_logits_are_found_by_view_and_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool, dtype: str
-) -> None:
+def test_stored_logits_are_found_by_view_and_sample(tmp_path: Path, in_memory: int, dtype: str) -> None:
     """Row (view, sample) of the file, as float32, held in memory or mapped."""
-    monkeypatch.setattr("kdistill.teachers.IN_MEMORY_BYTES", 2**30 if in_memory else 0)
     logits = np.arange(2 * 4 * 3).reshape(2, 4, 3).astype(dtype)
     np.save(tmp_path / "logits.npy", logits)
+    reader = Reader(tmp_path / "logits.npy", AllLogits(logits.shape, dtype), CPU.device, in_memory)
     indices = torch.tensor([3, 0])
     batch = Batch(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), indices)
 
-    rows = StoredTeacher(tmp_path / "logits.npy", CPU.device)(batch, 1, 4.0).logits
+    rows = StoredTeacher(reader)(batch, 1, 4.0).logits
 
     assert rows.tolist() == [[21, 22, 23], [12, 13, 14]]
     assert rows.dtype == torch.float32

@@ -14,6 +14,7 @@ from kdistill.errors import ConfigError
 from kdistill.identity import key_of
 from kdistill.stages.checks import check_method
 from kdistill.stages.job import Job
+from kdistill.stored import AllLogits, Reader
 from kdistill.teachers import MIXTURES, StoredTeacher
 from tests.conftest import TINY
 
@@ -144,10 +145,10 @@ def test_mixtures_by_hand(tmp_path: Path) -> None:
         torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.tensor([0]), mixed_with=torch.tensor([1]), share=0.7
     )
 
+    stored = Reader(tmp_path / "logits.npy", AllLogits(values.shape, "float32"), torch.device("cpu"))
+
     def mixed(task: str, T: float = 2.0) -> torch.Tensor:
-        return StoredTeacher(tmp_path / "logits.npy", torch.device("cpu"), MIXTURES[task])(
-            batch, 0, T
-        ).logits[0]
+        return StoredTeacher(stored, MIXTURES[task])(batch, 0, T).logits[0]
 
     a, b = torch.tensor(values[0])
     assert mixed("regression").tolist() == pytest.approx([0.7 * 2 - 0.3 * 1.5, 0.3])

@@ -242,6 +242,9 @@ class SoftTargets(Section):
     )
     views: int | None = Field(ge=1, description="augmented views per sample; null: one per student epoch")
     dtype: Literal["float16", "float32"] = Field(description="number format of stored logits")
+    top_k: int | None = Field(
+        ge=1, description="store each sample's k largest logits and the others' sum; null: store all"
+    )
     batch_size: int = Field(ge=1, description="the teacher always runs on batches of exactly this size")
     seed: Seed = Field(description="seed of the augmented views")
 

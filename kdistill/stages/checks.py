@@ -12,6 +12,7 @@ from kdistill.losses.formula import OTHER_TASKS, soft_loss
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import try_own_loss
 from kdistill.stages.signals import class_map_of
+from kdistill.stages.soft_targets import check_soft_targets
 
 log = logging.getLogger("kdistill")
 #: methods that compare the samples of a batch with each other, and how many that takes
@@ -32,6 +33,7 @@ def check_method(job: Job) -> None:
         try_own_loss(job, job.config.loss)
     if job.identity.needs_teacher:
         _check_classes(job)
+        _check_stored(job)
     if job.config.loss.features:
         _check_features(job)
     if any(t.identity.is_file for t in job.teachers.values()) and job.config.soft_targets.mode == "live":
@@ -140,6 +142,16 @@ def _check_classes(job: Job) -> None:
                 f"loss={job.config.loss.kind} needs a teacher that knows the class of every image, and this one"
                 f" knows {len(classes.shared)} of {classes.student_classes}; use loss=kd"
             )
+
+
+def _check_stored(job: Job) -> None:
+    stored = [teacher for teacher in job.teachers.values() if teacher.identity.stored]
+    check_soft_targets(stored)
+    if job.config.soft_targets.top_k is not None and not stored:
+        log.warning(
+            "soft_targets.top_k=%d has no effect: the teacher runs in every step, and nothing is stored",
+            job.config.soft_targets.top_k,
+        )
 
 
 def _check_batch(job: Job) -> None:

@@ -19,7 +19,7 @@ from kdistill.stages.job import ROLES, Job, Role
 from kdistill.stages.objectives import rehearse
 from kdistill.stages.pipeline import run
 from kdistill.stages.signals import class_map_of
-from kdistill.stages.soft_targets import make_soft_targets, read_file
+from kdistill.stages.soft_targets import check_soft_targets, make_soft_targets, read_file
 from kdistill.stages.train_teacher import check_fit, is_trainable, train_teacher
 
 #: stage -> (its function, the stage that usually comes next)
@@ -82,6 +82,8 @@ def _check_job(job: Job, tried: set[str]) -> None:
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)
+    if stage == "soft-targets":
+        check_soft_targets(makers(job, stage))
     if stage in ("soft-targets", "distill") and (job.identity.needs_teacher or stage == "soft-targets"):
         for teacher in job.teachers.values():
             if not teacher.identity.is_file:
@@ -175,6 +177,8 @@ def _summary(job: Job, artifact: Artifact) -> Table:
     else:
         views, samples, classes = about["shape"]
         facts |= {"views": views, "samples": f"{samples:,}", "classes": classes, "dtype": about["dtype"]}
+        if about.get("top_k") is not None:
+            facts["top k"] = about["top_k"]
     facts |= {"MB": f"{artifact.bytes / 1e6:,.2f}", "seconds": f"{about['seconds']:.1f}"}
     return Table(title=artifact.kind, columns=list(facts), rows=[list(facts.values())])
 

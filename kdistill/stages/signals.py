@@ -17,6 +17,7 @@ from kdistill.data import Split
 from kdistill.errors import ConfigError
 from kdistill.estimators import load_estimator
 from kdistill.stages.job import Job, role_of
+from kdistill.stored import Reader, layout_of
 from kdistill.teachers import (
     MIXTURES,
     AveragedTeachers,
@@ -43,8 +44,9 @@ def teacher_signal(
     def one(name: str, member: Job) -> TeacherSignal:
         stored = parents.get(role_of("soft-targets", name))
         if stored is not None:
-            path = stored.file("logits.npy")
-            signal: TeacherSignal = StoredTeacher(path, job.engine.device, MIXTURES[job.task.name])
+            layout = layout_of(stored.manifest)
+            reader = Reader(stored.file(layout.file), layout, job.engine.device)
+            signal: TeacherSignal = StoredTeacher(reader, MIXTURES[job.task.name])
         else:
             signal = live_teacher(member, parents[role_of("teacher", name)], layers)
         return _mapped(signal, class_map_of(member, parents.get(role_of("teacher", name))))
@@ -114,6 +116,12 @@ def class_map_of(job: Job, artifact: Artifact | None) -> ClassMap:
             )
         return same_classes(len(classes))
     return class_map(theirs, classes, explicit)
+
+
+def count_outputs(job: Job, artifact: Artifact | None) -> int:
+    """How many outputs the teacher has: one brought along may have other classes than the data."""
+    about = _about(artifact) if artifact is not None else {}
+    return len(about.get("classes", job.data.classes))
 
 
 def teacher_logits(job: Job, split: Split, batch_size: int) -> Tensor | None:

@@ -1,32 +1,34 @@
 """Stage 2: store the teacher's logits of every view of every training sample.
 
-Raw logits are stored, not probabilities, so that temperature, weights and the loss stay free: all
-students of a sweep read the same file.
+Logits are stored, not probabilities, so that temperature, weights and the loss stay free: all students of a
+sweep read the same file. `kdistill.stored` is its format.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kdistill.artifacts import Artifact, Work
 from kdistill.config.models import FileParams
-from kdistill.errors import ConfigError, Interrupted, RunError
-from kdistill.files import sync
+from kdistill.errors import ConfigError, Interrupted, StorageError
+from kdistill.files import free_bytes, size_text, sync
 from kdistill.identity import key_of
 from kdistill.outside import read_outputs
 from kdistill.records import Progress
 from kdistill.stages.job import Job
-from kdistill.stages.signals import live_teacher
+from kdistill.stages.signals import count_outputs, live_teacher
 from kdistill.stopping import stop_requests
+from kdistill.stored import AllLogits, Layout, Writer, layout_of
 
 log = logging.getLogger("kdistill")
 CHECKPOINT_SECONDS = 30
+#: files above this size are announced
+LARGE_BYTES = 10**9
 STOPPED = "stopped; the state is saved: give the same command again to go on"
 
 
@@ -52,16 +54,73 @@ def make_soft_targets(job: Job) -> Artifact:
     )
 
 
+def check_soft_targets(teachers: Sequence[Job]) -> None:
+    """Refuse now what could not be stored of these teachers, trained already or not.
+
+    Raises `ConfigError` for a `top_k` that the task or a teacher does not allow, and `StorageError` where the disk
+    has not enough space for all of them.
+    """
+    missing = 0
+    for job in teachers:
+        layout = _layout(job, count_outputs(job, job.find_teacher()))
+        key = key_of(job.identity.soft_targets)
+        # what a cut-off run has begun has its space already
+        if job.store.find("soft-targets", key) is None and not job.store.is_begun("soft-targets", key):
+            missing += layout.bytes
+            _check_space(job, layout, missing)
+
+
+def _layout(job: Job, outputs: int) -> Layout:
+    """How the soft targets of a teacher with so many outputs are stored; raises `ConfigError`."""
+    settings = job.config.soft_targets
+    if settings.top_k is not None and job.task.name != "classification":
+        raise ConfigError(
+            f"soft_targets.top_k={settings.top_k} is for classification, but {job.config.dataset.name} is for"
+            f" {job.task.name}; take it out"
+        )
+    shape = (job.identity.teacher_views, len(job.transfer_set), outputs)
+    return layout_of({"shape": shape, "dtype": settings.dtype, "top_k": settings.top_k})
+
+
+def _check_space(job: Job, layout: Layout, needed: int) -> None:
+    """Raise `StorageError`, with the settings that help, where less than `needed` bytes are free."""
+    free = free_bytes(job.store.root)
+    if needed <= free:
+        return
+    views, samples, classes = layout.shape
+    smaller = []
+    if layout.dtype == "float32":
+        smaller.append("soft_targets.dtype=float16")
+    if isinstance(layout, AllLogits) and job.task.name == "classification" and classes > 10:
+        smaller.append("soft_targets.top_k=10")
+    if views > 1:
+        smaller.append(f"soft_targets.views={views // 2}")
+    fewer = f"make them smaller with {' or '.join(smaller)}, " if smaller else ""
+    raise StorageError(
+        f"the soft targets need {size_text(needed)} (views x samples x outputs: {views:,} x {samples:,} x {classes:,}),"
+        f" but {size_text(free)} are free in {job.store.root}: {fewer}free some space (`kdistill artifacts gc`)"
+        " or choose another folder with runs=DIR"
+    )
+
+
+def _create(job: Job, path: Path, layout: Layout) -> Writer:
+    path.unlink(missing_ok=True)  # what was cut off before its first checkpoint takes up space
+    _check_space(job, layout, layout.bytes)
+    if layout.bytes > LARGE_BYTES:
+        log.info("soft targets: %s will be written to %s", size_text(layout.bytes), path.parent)
+    return Writer.create(path, layout)
+
+
 def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     settings = job.config.soft_targets
     split, views = job.transfer_set.to(job.engine.device), job.identity.teacher_views
     signal = live_teacher(job, teacher)
     outputs = signal.logits(job.first_images(1)).shape[1]  # perhaps of other classes
-    shape = (views, len(split), outputs)
-    path = work.folder / "logits.npy"
+    layout = _layout(job, outputs)
+    path = work.folder / layout.file
 
     saved = work.load_checkpoint() if path.exists() else None
-    logits = _open_logits(path, shape, settings.dtype, new=saved is None)
+    writer = Writer(path, layout) if saved else _create(job, path, layout)
     state = saved or {"view": 0, "sample": 0, "seconds": 0.0}
     if saved:
         log.info(
@@ -71,7 +130,7 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
 
     def save(view: int, sample: int) -> None:
         nonlocal clock, last_saved
-        logits.flush()
+        writer.flush()
         now = time.monotonic()
         state.update(view=view, sample=sample, seconds=state["seconds"] + now - clock)
         clock = last_saved = now
@@ -82,11 +141,10 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
             first = state["sample"] if view == state["view"] else 0
             for batch in split.batches(torch.arange(first, len(split)), settings.batch_size):
                 rows = signal.logits(job.teacher_views(batch.images, batch.indices, view))
-                indices = batch.indices.cpu().numpy()
-                logits[view, indices] = _stored(rows, settings.dtype)
+                writer.write(view, batch.indices, rows)
                 bar.advance(len(rows), lambda: f"view {view + 1}/{views}", steps=len(rows))  # noqa: B023
                 if stop or time.monotonic() - last_saved > CHECKPOINT_SECONDS:
-                    save(view, int(indices[-1]) + 1)
+                    save(view, int(batch.indices[-1]) + 1)
                 if stop:
                     raise Interrupted(STOPPED)
             save(view + 1, 0)
@@ -94,7 +152,7 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
                 raise Interrupted(STOPPED)
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
 
-    _describe(job, work, shape, state["seconds"])
+    _describe(job, work, layout, state["seconds"])
 
 
 def read_file(job: Job) -> torch.Tensor:
@@ -119,21 +177,24 @@ def read_file(job: Job) -> torch.Tensor:
 def _import(job: Job, work: Work) -> None:
     """Take the teacher's outputs from a file of the user's, one view of each sample."""
     clock = time.monotonic()
-    rows = read_file(job)
-    logits = _stored(rows, job.config.soft_targets.dtype)[None]
-    np.save(work.folder / "logits.npy", logits)
-    log.info("soft targets: %s samples from %s", f"{len(rows):,}", job.config.teacher.weights)
-    _describe(job, work, logits.shape, time.monotonic() - clock)
+    logits = read_file(job)
+    layout = _layout(job, logits.shape[1])
+    writer = _create(job, work.folder / layout.file, layout)
+    writer.write(0, torch.arange(len(logits)), logits)
+    writer.flush()
+    log.info("soft targets: %s samples from %s", f"{len(logits):,}", job.config.teacher.weights)
+    _describe(job, work, layout, time.monotonic() - clock)
 
 
-def _describe(job: Job, work: Work, shape: tuple[int, ...], seconds: float) -> None:
-    sync(work.folder / "logits.npy")
-    work.payload = "logits.npy"
+def _describe(job: Job, work: Work, layout: Layout, seconds: float) -> None:
+    sync(work.folder / layout.file)
+    work.payload = layout.file
     work.about = {
         "model": job.config.teacher.name if job.previous is None else job.previous.config.student.name,
         "dataset": job.config.dataset.name,
-        "shape": list(shape),
-        "dtype": job.config.soft_targets.dtype,
+        "shape": list(layout.shape),
+        "dtype": layout.dtype,
+        "top_k": job.config.soft_targets.top_k,
         "seconds": round(seconds, 2),
         "command": job.command(job.config.stage),
     }
@@ -141,29 +202,3 @@ def _describe(job: Job, work: Work, shape: tuple[int, ...], seconds: float) -> N
 
 def _done(state: dict[str, int], split: object) -> int:
     return state["view"] * len(split) + state["sample"]  # type: ignore[arg-type]
-
-
-def _open_logits(path: Path, shape: tuple[int, ...], dtype: str, *, new: bool) -> np.memmap:
-    """The file of logits, memory-mapped; its space is reserved first, so that a full disk shows at once."""
-    if not new:
-        return np.lib.format.open_memmap(path, mode="r+")
-    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return mapped
-
-
-def _stored(rows: torch.Tensor, dtype: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # looked for on the next line
-        stored = rows.cpu().numpy().astype(dtype)
-    if not np.isfinite(stored).all():
-        if torch.isfinite(rows).all():
-            raise RunError(
-                f"the teacher's logits reach {rows.abs().max().item():.3g}, too large for float16;"
-                " set soft_targets.dtype=float32"
-            )
-        raise RunError(
-            "the teacher gives logits that are not finite; train it again or with device.precision=fp32"
-        )
-    return stored

@@ -1,0 +1,220 @@
+"""Stored soft targets: how they lie on disk, who writes them and who reads them.
+
+Shapes: V views, n samples, K classes, k of them stored one by one, N samples of a batch.
+
+    logits.npy    all logits: float16 or float32 `[V, n, K]`
+    top_k.npy     the k largest logits of each sample and the rest as one number: records `[V, n]`
+
+Both are plain `.npy` files with one row per sample in a fixed place: rows are written in any order, also by several
+processes at once as long as no two write the same row, and a batch is read without the rest of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdistill.errors import ConfigError, RunError
+
+#: files up to this size are held on the device
+IN_MEMORY_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Layout(ABC):
+    """How logits lie in a file. `shape` is (V, n, K), `dtype` float16 or float32."""
+
+    shape: tuple[int, int, int]
+    dtype: str
+    file: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def row(self) -> np.dtype:
+        """What is stored of one sample."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, but for its header."""
+        return self.shape[0] * self.shape[1] * self.row.itemsize
+
+    @abstractmethod
+    def pack(self, logits: Tensor) -> np.ndarray:
+        """Return the rows `[N]` to store for logits `[N, K]`.
+
+        Raises `RunError` for logits that are not finite, in themselves or in `dtype`.
+        """
+
+    @abstractmethod
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Return logits float32 `[N, K]` for stored rows, uint8 `[N, bytes of a row]`."""
+
+    def _narrow(self, logits: Tensor, values: Tensor) -> Tensor:
+        """`values`, which were made from `logits`, in the number format that is stored."""
+        narrow = values.to(getattr(torch, self.dtype))
+        if not torch.isfinite(logits).all():
+            raise RunError(
+                "the teacher gives logits that are not finite; train it again or with device.precision=fp32"
+            )
+        if not torch.isfinite(narrow).all():
+            raise RunError(
+                f"the teacher's logits reach {logits.abs().max().item():.3g}, too large for float16;"
+                " set soft_targets.dtype=float32"
+            )
+        return narrow
+
+
+class AllLogits(Layout):
+    """Every logit as it is."""
+
+    file = "logits.npy"
+
+    @property
+    def row(self) -> np.dtype:
+        return np.dtype((self.dtype, self.shape[2:]))
+
+    def pack(self, logits: Tensor) -> np.ndarray:
+        return self._narrow(logits, logits).cpu().numpy()
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        return _as(self.dtype, rows).float()
+
+
+@dataclass(frozen=True)
+class TopLogits(Layout):
+    """The `top_k` largest logits with their classes, and the mass of all other classes as one number.
+
+    That number is the tail: logsumexp of the other logits, minus the largest logit, so that it fits float16
+    whatever the logits' level is. Reading shares the tail's mass evenly: each of the K - k other classes gets the
+    logit `tail - log(K - k)`. So at T=1 the probabilities of the k classes are exact, up to the rounding of
+    `dtype`, and so is the sum of the others; at any other T, and within the tail, they are an approximation, the
+    better the larger k is. K - k = 1 loses nothing.
+    """
+
+    top_k: int
+    file = "top_k.npy"
+
+    def __post_init__(self) -> None:
+        if self.top_k >= self.shape[2]:
+            raise ConfigError(
+                f"soft_targets.top_k={self.top_k} must be smaller than the teacher's number of classes,"
+                f" {self.shape[2]}; soft_targets.top_k=null stores all of them"
+            )
+
+    @property
+    def row(self) -> np.dtype:
+        classes = self.shape[2]
+        number = "uint8" if classes <= 2**8 else "uint16" if classes <= 2**16 else "int32"
+        k = (self.top_k,)
+        return np.dtype([("classes", number, k), ("logits", self.dtype, k), ("tail", self.dtype, (1,))])
+
+    def pack(self, logits: Tensor) -> np.ndarray:
+        wide = logits.float()
+        top = wide.topk(self.top_k, dim=1)
+        largest = self._narrow(wide, top.values)
+        tail = wide.scatter(1, top.indices, -torch.inf).logsumexp(1, keepdim=True) - largest[:, :1].float()
+        rows = np.empty(len(logits), self.row)
+        rows["classes"] = top.indices.cpu().numpy()
+        rows["logits"] = largest.cpu().numpy()
+        rows["tail"] = self._narrow(wide, tail).cpu().numpy()
+        return rows
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        fields = [self.row[name] for name in ("classes", "logits", "tail")]
+        parts = rows.split([field.itemsize for field in fields], dim=1)
+        # copied, since a number's bytes must be aligned
+        aligned = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+        classes, logits, tail = (_as(f.base.name, part) for f, part in zip(fields, aligned, strict=True))
+        logits = logits.float()
+        other = logits[:, :1] + tail.float() - math.log(self.shape[2] - self.top_k)
+        return other.repeat(1, self.shape[2]).scatter_(1, classes.long(), logits)
+
+
+def layout_of(about: Mapping[str, Any]) -> Layout:
+    """The layout that a manifest, or another mapping with `shape`, `dtype` and `top_k`, speaks of.
+
+    Raises `ConfigError` for a `top_k` that is not smaller than the number of classes.
+    """
+    views, samples, classes = about["shape"]
+    shape = views, samples, classes
+    top_k = about.get("top_k")  # manifests of version 0.1 have none
+    return AllLogits(shape, about["dtype"]) if top_k is None else TopLogits(shape, about["dtype"], top_k)
+
+
+class Writer:
+    """Writes rows to a file that is there; `create` makes it."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._layout = layout
+        self._rows = np.lib.format.open_memmap(path, mode="r+")
+
+    @classmethod
+    def create(cls, path: Path, layout: Layout) -> Writer:
+        """Make the file, all zeros. Its space is reserved, so that a full disk shows at once (`OSError`)."""
+        row = layout.row
+        np.lib.format.open_memmap(path, mode="w+", dtype=row.base, shape=(*layout.shape[:2], *row.shape))
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return cls(path, layout)
+
+    def write(self, view: int, indices: Tensor, logits: Tensor) -> None:
+        """Store logits `[N, K]` of samples `indices`, int64 `[N]`; raises `RunError` as `Layout.pack` does."""
+        self._rows[view, indices.cpu().numpy()] = self._layout.pack(logits)
+
+    def flush(self) -> None:
+        self._rows.flush()
+
+
+class Reader:
+    """Reads the logits of a batch: small files are held on the device, larger ones stay memory-mapped."""
+
+    def __init__(
+        self, path: Path, layout: Layout, device: torch.device, in_memory: int = IN_MEMORY_BYTES
+    ) -> None:
+        self._layout, self._device = layout, device
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        # as bytes: both layouts are moved and indexed alike, records as well as numbers
+        self._rows = mapped.view(np.ndarray).view(np.uint8).reshape(*layout.shape[:2], layout.row.itemsize)
+        self._held: Tensor | None = None
+        if layout.bytes <= in_memory:
+            self._held = torch.from_numpy(self._rows.copy()).to(device)
+        self._map, self._start = mapped.base, mapped.offset
+        if self._held is None and hasattr(mmap, "MADV_RANDOM"):
+            self._map.madvise(mmap.MADV_RANDOM)  # no megabytes read ahead for each row
+
+    def logits(self, view: int, indices: Tensor) -> Tensor:
+        """Logits float32 `[N, K]` of samples `indices`, int64 `[N]`. Where one view is stored, it serves for all."""
+        view %= self._layout.shape[0]
+        if self._held is not None:
+            return self._layout.unpack(self._held[view].index_select(0, indices.to(self._device)))
+        wanted = indices.cpu().numpy()
+        self._announce(view, wanted)
+        rows = self._rows[view].take(wanted, axis=0)
+        return self._layout.unpack(torch.from_numpy(rows).to(self._device))
+
+    def _announce(self, view: int, indices: np.ndarray) -> None:
+        """Tell the system which rows come, so that it fetches them side by side where they are not in its cache."""
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        size = self._layout.row.itemsize
+        starts = self._start + (view * self._layout.shape[1] + indices) * size
+        pages = starts // mmap.PAGESIZE * mmap.PAGESIZE  # where the advice has to begin
+        for page, length in zip(pages.tolist(), (starts - pages + size).tolist(), strict=True):
+            self._map.madvise(mmap.MADV_WILLNEED, page, length)
+
+
+def _as(dtype: str, content: Tensor) -> Tensor:
+    """Bytes `[N, B]` as numbers of `dtype`."""
+    numbers: Tensor = content.view(getattr(torch, dtype))
+    return numbers
