@@ -15,6 +15,7 @@ from kdistill.errors import ConfigError
 from kdistill.identity import Identity, key_of
 
 #: one option each, without `dataset.augment.`
+PRECISIONS = {"teacher": "fp32", "student": "fp32"}
 OPTIONS = [
     "resized_crop=[0.3,1] resized_crop_ratio=[0.75,1.33]",
     "randaugment=2 randaugment_magnitude=9",
@@ -122,7 +123,7 @@ def test_random_fractions() -> None:
 def test_options_are_part_of_the_keys(tiny: Callable[..., Config]) -> None:
     """Each option is another teacher and another student; null is none, as are the keys pinned elsewhere."""
     keys = {
-        key_of(Identity(tiny(*words(options)), "data", "fp32", {}).teacher)
+        key_of(Identity(tiny(*words(options)), "data", PRECISIONS, {}).teacher)
         for options in ("", "erase=null", *OPTIONS, "erase=4")
     }
 
@@ -133,8 +134,8 @@ def test_one_option_alone_makes_views(tiny: Callable[..., Config]) -> None:
     """Without crop and flip, each epoch still shows other pixels."""
     plain = ("dataset.augment.crop=0", "dataset.augment.flip=false")
 
-    assert Identity(tiny(*plain), "data", "fp32", {}).views == 1
-    assert Identity(tiny(*plain, "dataset.augment.erase=2"), "data", "fp32", {}).views == 3
+    assert Identity(tiny(*plain), "data", PRECISIONS, {}).views == 1
+    assert Identity(tiny(*plain, "dataset.augment.erase=2"), "data", PRECISIONS, {}).views == 3
 
 
 def test_stored_targets_are_the_live_ones(tiny: Callable[..., Config]) -> None:
