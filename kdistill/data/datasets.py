@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_diabetes, load_digits
 
 from kdistill.config.data import (
     Dataset,
@@ -17,7 +16,6 @@ from kdistill.config.data import (
     TaskName,
 )
 from kdistill.data.assemble import from_arrays
-from kdistill.data.downloaded import read_downloaded
 from kdistill.data.folder import load_image_folder
 from kdistill.data.splits import ArraySplit, Data, cut
 from kdistill.data.table import load_image_table
@@ -28,24 +26,29 @@ TEST_SEED = 0
 TEST_SHARE = 0.2
 
 
-def load_data(config: Dataset, *, workers: int = 0, memory_gb: float = 4.0) -> Data:
+def load_data(config: Dataset, *, workers: int = 0, memory_gb: float = 4.0, cache: str | None = None) -> Data:
     """Return the data set that the config names; its test split is read on first use.
 
     `workers` processes decode image files; image files of up to `memory_gb` GiB, decoded, are held in
-    memory. Neither changes a pixel. Raises DataError when files are missing, damaged or too few.
+    memory; in the folder `cache` they are kept decoded for the next time.
+    None of it changes a pixel. Raises DataError when files are missing, damaged or too few.
     """
-    data = _labelled(config, workers, memory_gb)
+    data = _labelled(config, workers, memory_gb, cache)
     if isinstance(config, Diabetes) or config.unlabelled is None:
         return data
     skip = isinstance(config, ImageFolder | ImageTable) and config.on_error == "skip"
-    return with_unlabelled(data, config.unlabelled, skip_corrupt=skip, workers=workers, memory_gb=memory_gb)
+    return with_unlabelled(
+        data, config.unlabelled, skip_corrupt=skip, workers=workers, memory_gb=memory_gb, cache=cache
+    )
 
 
-def _labelled(config: Dataset, workers: int, memory_gb: float) -> Data:
+def _labelled(config: Dataset, workers: int, memory_gb: float, cache: str | None) -> Data:
     match config:
         case Digits():
             return _digits(config)
         case Downloaded():
+            from kdistill.data.downloaded import read_downloaded  # torchvision takes seconds
+
             train, classes = read_downloaded(config, train=True)
             test = lambda: read_downloaded(config, train=False)[0]  # noqa: E731
             return from_arrays(config, classes, "classification", train, test)
@@ -54,12 +57,18 @@ def _labelled(config: Dataset, workers: int, memory_gb: float) -> Data:
         case Diabetes():
             return _diabetes(config)
         case ImageFolder():
-            return load_image_folder(config, workers=workers, memory_gb=memory_gb, test_seed=TEST_SEED)
+            return load_image_folder(
+                config, workers=workers, memory_gb=memory_gb, cache=cache, test_seed=TEST_SEED
+            )
         case ImageTable():
-            return load_image_table(config, workers=workers, memory_gb=memory_gb, test_seed=TEST_SEED)
+            return load_image_table(
+                config, workers=workers, memory_gb=memory_gb, cache=cache, test_seed=TEST_SEED
+            )
 
 
 def _digits(config: Digits) -> Data:
+    from sklearn.datasets import load_digits  # takes a second
+
     digits = load_digits()
     grey = np.rint(digits.images * 255 / 16).astype(np.uint8)
     whole = ArraySplit(torch.from_numpy(grey)[:, None], torch.from_numpy(digits.target).long())
@@ -113,6 +122,8 @@ def _several_labels(config: Synthetic, first: np.ndarray, stream: int) -> np.nda
 
 def _diabetes(config: Diabetes) -> Data:
     """Ten features as channels of 1 x 1 images, so that each is normalised by itself."""
+    from sklearn.datasets import load_diabetes
+
     source = load_diabetes()
     features = torch.from_numpy(source.data).float()[:, :, None, None]
     whole = ArraySplit(features, torch.from_numpy(source.target).float()[:, None])
