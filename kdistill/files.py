@@ -114,7 +114,7 @@ def storage_problem(ex: OSError, folder: Path, setting: str = "runs") -> Storage
     if ex.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageError(
             f"the disk is full: cannot write to {folder}. What was finished is kept; free some space"
-            " (`kdistill artifacts gc`) or choose another folder with {setting}=DIR, and give the same command again"
+            f" (`kdistill artifacts gc`) or choose another folder with {setting}=DIR, and give the same command again"
         )
     if ex.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return StorageError(

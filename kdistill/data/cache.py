@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,27 +57,22 @@ class CachedFiles(ImageFiles):
         bad = [(index, self.failures[row]) for index, row in found if row in self.failures]
         good = [(index, row) for index, row in found if row not in self.failures]
         kept = np.array([row for _, row in good], dtype=np.int64)
-        return [index for index, _ in good], torch.from_numpy(self.pixels.mapped()[kept]), bad
+        return [index for index, _ in good], torch.from_numpy(self.pixels.array[kept]), bad
 
     def select(self, indices: Tensor) -> CachedFiles:
         chosen = super().select(indices)
         return replace(self, names=chosen.names, rows=self.rows[indices])
 
 
-@dataclass(frozen=True)
 class _Pixels:
-    """The pixels of a cache. Each process maps them for itself: a worker is sent the path alone."""
+    """The pixels of a cache, mapped into memory. Another process is sent the path alone and maps them itself."""
 
-    path: Path
-    sha256: str
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.array = np.asarray(np.load(path, mmap_mode="r"))
 
-    def mapped(self) -> np.ndarray:
-        return _mapped(self)
-
-
-@lru_cache(maxsize=16)
-def _mapped(pixels: _Pixels) -> np.ndarray:
-    return np.asarray(np.load(pixels.path, mmap_mode="r"))
+    def __reduce__(self) -> tuple[type[_Pixels], tuple[Path]]:
+        return _Pixels, (self._path,)
 
 
 def cached(split: FileSplit, folder: str | None, name: str) -> FileSplit:
@@ -99,10 +93,12 @@ def cached(split: FileSplit, folder: str | None, name: str) -> FileSplit:
     ):
         made_from = {"images": _state(files), "Pillow": PIL.__version__, "decoding": _DECODING}
         about = _valid(path, made_from) or _make(path, split, made_from)
-    pixels, rows = _Pixels(path, about["sha256"]), torch.arange(len(files))
+        pixels, rows = _Pixels(path), torch.arange(len(files))
     failures = {int(row): cause for row, cause in about["failures"].items()}
     read = CachedFiles(files.root, files.names, files.image_size, files.channels, pixels, rows, failures)
-    return replace(split, files=read)
+    return replace(
+        split, files=read, workers=0
+    )  # to hand pixels over takes a worker longer than to read them
 
 
 def _path(files: ImageFiles, folder: Path, name: str) -> Path:

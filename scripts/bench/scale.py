@@ -38,8 +38,7 @@ FROM_FILES: dict[str, dict[str, Any]] = {
     "files, 2 workers": {"workers": 2},
     "files, cold cache, no workers": {"cache": "new"},
     "files, cold cache, 2 workers": {"cache": "new", "workers": 2},
-    "files, warm cache, no workers": {"cache": "kept"},
-    "files, warm cache, 2 workers": {"cache": "kept", "workers": 2},
+    "files, warm cache": {"cache": "kept"},
     "files, warm cache into memory": {"cache": "kept", "memory_gb": 4},
 }
 GROWING = {
