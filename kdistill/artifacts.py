@@ -26,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdistill.errors import DamagedArtifact
-from kdistill.files import sha256_of, storage_errors
+from kdistill.files import locked, sha256_of, storage_errors
 from kdistill.partial import Work, discard, finished, prepare_partial, replace, versions, write_manifest
 
 log = logging.getLogger("kdistill")
@@ -176,7 +176,7 @@ class ArtifactStore:
         if not force and (found := self.find(kind, key, parents)) is not None:
             return found
         seen = self._digest(kind, key)
-        with self._locked(kind, key):
+        with locked(self._lock_path(kind, key), f"{kind} {key}"):
             # another process may have made it while this one waited
             waited = not force or self._digest(kind, key) != seen
             artifact = self.find(kind, key, parents) if waited else None
@@ -256,22 +256,6 @@ class ArtifactStore:
             return
         try:
             yield True
-        finally:
-            lock.release()
-
-    @contextmanager
-    def _locked(self, kind: str, key: str) -> Iterator[None]:
-        path = self._lock_path(kind, key)
-        with storage_errors(self.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                log.info("another process is making %s %s: waiting for it", kind, key)
-                lock.acquire()
-        try:
-            yield
         finally:
             lock.release()
 

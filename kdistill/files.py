@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from kdistill.errors import StorageError
+
+log = logging.getLogger("kdistill")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -86,26 +90,46 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into a `StorageError` that says what to do."""
+def locked(path: Path, what: str, setting: str = "runs") -> Iterator[None]:
+    """Hold the lock of this path; waits, and says so, while another process is making `what`."""
+    with storage_errors(path.parent, setting):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("another process is making %s: waiting for it", what)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path, setting: str = "runs") -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into a `StorageError` that says what to do.
+
+    `setting` names the folder.
+    """
     try:
         yield
     except OSError as ex:
-        problem = storage_problem(ex, folder)
+        problem = storage_problem(ex, folder, setting)
         if problem is None:
             raise
         raise problem from ex
 
 
-def storage_problem(ex: OSError, folder: Path) -> StorageError | None:
+def storage_problem(ex: OSError, folder: Path, setting: str = "runs") -> StorageError | None:
     """The message for an `OSError` of the file system under `folder`; None for any other error."""
     if ex.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageError(
             f"the disk is full: cannot write to {folder}. What was finished is kept; free some space"
-            " (`kdistill artifacts gc`) or choose another folder with runs=DIR, and give the same command again"
+            f" (`kdistill artifacts gc`) or choose another folder with {setting}=DIR, and give the same command again"
         )
     if ex.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return StorageError(
-            f"cannot write to {folder}: {os.strerror(ex.errno).lower()}. Choose another folder with runs=DIR"
+            f"cannot write to {folder}: {os.strerror(ex.errno).lower()}. Choose another folder with {setting}=DIR"
         )
     return None

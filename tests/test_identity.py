@@ -56,6 +56,7 @@ STUDENT = {"student", "finetuned"}
         ("student.params.channels=[8]", set()),
         # where and how, not what
         ("device.workers=3", set()),
+        ("device.cache=elsewhere", set()),
         ("device.threads=1", set()),
         ("runs=elsewhere", set()),
         ("force=true", set()),

@@ -1,7 +1,11 @@
 """Image folders: layouts, decoding, corrupt files; in memory and from disk."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.config.data import ImageFolder
-from kdistill.data import Data, Split, load_data
+from kdistill.data import Data, Split, decoding, load_data
 from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
@@ -204,6 +208,39 @@ def test_streamed_split_moves_its_batches(tmp_path: Path) -> None:
     batch = next(train.to(torch.device("meta")).batches(torch.tensor([1, 0]), 2))
     assert {batch.images.device.type, batch.labels.device.type, batch.indices.device.type} == {"meta"}
     assert train.labels.device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_workers_stay_for_the_next_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same process decodes every epoch; after a reading that was broken off, another one from its start."""
+    write_classes(tmp_path, {"a": 10, "b": 10})
+    train = load_data(config(tmp_path), memory_gb=0.0).train
+    assert isinstance(train, FileSplit)
+    train = replace(train, workers=1)
+
+    def signed(path: str, image_size: int, channels: int) -> Tensor:
+        return (
+            torch.tensor(list(os.getpid().to_bytes(4, "little")), dtype=torch.uint8)
+            .view(1, 2, 2)
+            .expand(3, 2, 2)
+        )
+
+    monkeypatch.setattr(decoding, "decode", signed)
+    train = replace(train, files=replace(train.files, image_size=2))
+    processes = [whole(train)[0].flatten(1).unique(dim=0) for _ in range(2)]
+    assert torch.equal(*processes)
+    assert processes[0].tolist() != [list(os.getpid().to_bytes(4, "little")) * 3]
+    next(train.batches(torch.tensor([3, 4, 5]), 1))
+    assert whole(train)[2].tolist() == list(range(len(train)))
+
+
+def test_reading_images_waits_for_no_other_library() -> None:
+    """A worker that starts afresh imports what decoding needs; torchvision and scikit-learn take seconds."""
+    code = (
+        "import sys, kdistill.data;"
+        " heavy = {'torchvision', 'sklearn', 'hydra'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- corrupt images ---

@@ -271,6 +271,10 @@ class Device(Section):
     threads: int | None = Field(ge=1, description="CPU threads; null: PyTorch's choice")
     compile: bool = Field(description="compile the networks with torch.compile")
     memory_gb: float = Field(ge=0, description="image folders up to this size, decoded, are kept in memory")
+    cache: str | None = Field(
+        min_length=1,
+        description="folder where images of folders and tables are kept decoded for the next run; null: none",
+    )
 
 
 class Config(Section):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdistill.config.data import Dataset, ImageFolder, ImageTable, TaskName
+from kdistill.data.cache import cached
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import (
     ArraySplit,
@@ -58,15 +60,23 @@ def from_files(
     validation: FileSplit | None,
     read_test: Callable[[], FileSplit] | None,
     memory_gb: float,
+    cache: str | None,
     test_seed: int,
 ) -> Data:
-    """Cut from `train` what is None: test first, then validation; keep `train_samples` of the rest."""
+    """Cut from `train` what is None: test first, then validation; keep `train_samples` of the rest.
+
+    `cache`: folder for decoded images. All of a split's files are cached, so that other cuts find theirs.
+    """
+    source = f"{Path(config.table).stem}-" if isinstance(config, ImageTable) else ""
+    train = cached(train, cache, f"{source}train")
     test: FileSplit | None = None
     if read_test is None:
         train, test = _cut(train, config.test, test_seed)
         check_classes(test.labels, must_occur(classes, task, "test"), "test")
     if validation is None:
         train, validation = _cut(train, config.validation, config.split_seed)
+    else:
+        validation = cached(validation, cache, f"{source}validation")
     check_classes(train.labels, must_occur(classes, task, "train"), "train")
     train = train.select(subset(train.labels, config.train_samples, classes, config.split_seed))
 
@@ -76,7 +86,7 @@ def from_files(
     sample = sample_order(len(parts[0][0]), seed=0, epoch=0)[:_STATISTICS_IMAGES]
 
     def test_part() -> _Printed:
-        split = read_test() if read_test else test
+        split = cached(read_test(), cache, f"{source}test") if read_test else test
         assert split is not None
         return split.settled(classes, memory_gb)
 
@@ -123,7 +133,8 @@ def _assemble(
         return finish(split), fingerprint
 
     channels, height, width = train[0].image_shape
-    mean, std = channel_statistics(train[0], sample)
+    # Of a copy, whose workers end with it: training has workers of its own.
+    mean, std = channel_statistics(train[0].to(train[0].labels.device), sample)
     return Data(
         train=finish(train[0]),
         validation=finish(validation[0]),

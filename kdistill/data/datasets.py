@@ -26,20 +26,23 @@ TEST_SEED = 0
 TEST_SHARE = 0.2
 
 
-def load_data(config: Dataset, *, workers: int = 0, memory_gb: float = 4.0) -> Data:
+def load_data(config: Dataset, *, workers: int = 0, memory_gb: float = 4.0, cache: str | None = None) -> Data:
     """Return the data set that the config names; its test split is read on first use.
 
     `workers` processes decode image files; image files of up to `memory_gb` GiB, decoded, are held in
-    memory. Neither changes a pixel. Raises DataError when files are missing, damaged or too few.
+    memory; in the folder `cache` they are kept decoded for the next time.
+    None of it changes a pixel. Raises DataError when files are missing, damaged or too few.
     """
-    data = _labelled(config, workers, memory_gb)
+    data = _labelled(config, workers, memory_gb, cache)
     if isinstance(config, Diabetes) or config.unlabelled is None:
         return data
     skip = isinstance(config, ImageFolder | ImageTable) and config.on_error == "skip"
-    return with_unlabelled(data, config.unlabelled, skip_corrupt=skip, workers=workers, memory_gb=memory_gb)
+    return with_unlabelled(
+        data, config.unlabelled, skip_corrupt=skip, workers=workers, memory_gb=memory_gb, cache=cache
+    )
 
 
-def _labelled(config: Dataset, workers: int, memory_gb: float) -> Data:
+def _labelled(config: Dataset, workers: int, memory_gb: float, cache: str | None) -> Data:
     match config:
         case Digits():
             return _digits(config)
@@ -54,9 +57,13 @@ def _labelled(config: Dataset, workers: int, memory_gb: float) -> Data:
         case Diabetes():
             return _diabetes(config)
         case ImageFolder():
-            return load_image_folder(config, workers=workers, memory_gb=memory_gb, test_seed=TEST_SEED)
+            return load_image_folder(
+                config, workers=workers, memory_gb=memory_gb, cache=cache, test_seed=TEST_SEED
+            )
         case ImageTable():
-            return load_image_table(config, workers=workers, memory_gb=memory_gb, test_seed=TEST_SEED)
+            return load_image_table(
+                config, workers=workers, memory_gb=memory_gb, cache=cache, test_seed=TEST_SEED
+            )
 
 
 def _digits(config: Digits) -> Data:

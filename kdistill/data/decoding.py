@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from kdistill.errors import DataError, did_you_mean
+
+#: what image files' names end in; torchvision's list, whose import takes seconds
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+#: positions of images that decoded, their pixels (uint8 `[N, C, H, W]`), and positions and causes of the others
+Decoded = tuple[list[int], Tensor, list[tuple[int, str]]]
 
 
 def existing_folder(setting: str, name: str) -> Path:
@@ -32,7 +37,7 @@ def images_under(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMG_EXTENSIONS:
+            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
                 yield Path(parent, name)
 
 
@@ -67,11 +72,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class ImageFiles(Dataset[tuple[int, Tensor | str]]):
-    """Decodes by position the files `names`, relative to `root`, to one size and number of channels.
-
-    A failure is returned as text: a worker's exception would lose its form.
-    """
+class ImageFiles(Dataset[Decoded]):
+    """Decodes by position the files `names`, relative to `root`, to one size and number of channels."""
 
     root: str
     names: Sequence[str]
@@ -84,24 +86,27 @@ class ImageFiles(Dataset[tuple[int, Tensor | str]]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        path = str(self.path(index))
-        try:
-            return index, decode(path, self.image_size, self.channels)
-        except Exception as error:  # Pillow's plugins raise almost anything for a damaged file
-            return index, str(error).replace(f" {path!r}", "") or type(error).__name__
+    def __getitems__(self, positions: Sequence[int]) -> Decoded:
+        """Decode the files at these positions.
+
+        A failure is returned as text: a worker's exception would lose its form.
+        """
+        good: list[int] = []
+        bad: list[tuple[int, str]] = []
+        images = torch.empty(len(positions), *self.image_shape, dtype=torch.uint8)
+        for index in positions:
+            path = str(self.path(index))
+            try:
+                images[len(good)] = decode(path, self.image_size, self.channels)
+                good.append(index)
+            except Exception as error:  # Pillow's plugins raise almost anything for a damaged file
+                bad.append((index, str(error).replace(f" {path!r}", "") or type(error).__name__))
+        return good, images[: len(good)], bad
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.channels, self.image_size, self.image_size
 
     def select(self, indices: Tensor) -> ImageFiles:
         """Return the files at these positions (int64 `[m]`), in this order."""
-        names = [self.names[i] for i in indices.tolist()]
-        return ImageFiles(self.root, names, self.image_size, self.channels)
-
-
-Decoded = tuple[list[int], Tensor | None, list[tuple[int, str]]]
-
-
-def collate(samples: list[tuple[int, Tensor | str]]) -> Decoded:
-    """Part the positions and images that decoded from those that did not, with their causes."""
-    good = [(index, image) for index, image in samples if isinstance(image, Tensor)]
-    bad = [(index, cause) for index, cause in samples if isinstance(cause, str)]
-    return [i for i, _ in good], torch.stack([x for _, x in good]) if good else None, bad
+        return replace(self, names=[self.names[i] for i in indices.tolist()])

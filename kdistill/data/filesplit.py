@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdistill.data.decoding import ImageFiles, collate
+from kdistill.data.decoding import Decoded, ImageFiles
 from kdistill.data.splits import ArraySplit, Batch, batches_of, slices
 from kdistill.errors import DataError
 
@@ -36,6 +36,7 @@ class FileSplit:
     workers: int = 0
     device: torch.device = _CPU
     corrupt: set[int] = field(default_factory=set)
+    _idle: list[_Reader] = field(default_factory=list, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,7 +47,7 @@ class FileSplit:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.files.channels, self.files.image_size, self.files.image_size
+        return self.files.image_shape
 
     @property
     def skipped(self) -> int:
@@ -57,25 +58,22 @@ class FileSplit:
         return batches_of(self, slices(order, batch_size))
 
     def read(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
-        loader: DataLoader[Any] = DataLoader(
-            self.files,
-            batch_sampler=[part.tolist() for part in parts],
-            num_workers=self.workers,
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the global one, which dropout depends on
-        )
-        nothing = torch.empty(0, *self.image_shape, dtype=torch.uint8)
         known = self.skipped
-        for positions, images, failures in loader:
+        for positions, images, failures in self.decoded(parts):
             for index, cause in failures:
                 self._leave_out(index, cause)
-            images = nothing if images is None else images
             indices = torch.tensor(positions, dtype=torch.int64, device=self.device)
             yield Batch(images.to(self.device, non_blocking=True), self.labels[indices], indices)
         if self.skipped > known:
             first = self.files.path(min(self.corrupt))
             _log.warning("left out %d corrupt images of %d, such as %s", self.skipped, len(self), first)
+
+    def decoded(self, parts: Sequence[Tensor]) -> Iterator[Decoded]:
+        """Yield what each of `parts` (int64, positions) decodes to, pinned where it goes to a GPU."""
+        pinned = self.device.type == "cuda"
+        reader = self._idle.pop() if self._idle else _Reader(self.files, self.workers, pinned)
+        yield from reader.read(parts)
+        self._idle.append(reader)  # not one whose reading was broken off: its workers end with it
 
     def _leave_out(self, index: int, cause: str) -> None:
         if not self.skip_corrupt:
@@ -132,3 +130,36 @@ class FileSplit:
         fits = (len(self) if count is None else count) * channels * height * width <= memory_gb * 2**30
         settled = self.load() if fits else self
         return settled, self.fingerprint(classes)  # after loading, which finds corrupt images
+
+
+class _Reader:
+    """Reads image files part by part. Workers, if any, stay for the next parts: starting them takes a while."""
+
+    def __init__(self, files: ImageFiles, workers: int, pinned: bool) -> None:
+        self._parts = _Parts()
+        self._loader: DataLoader[Decoded] = DataLoader(
+            files,
+            batch_sampler=self._parts,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pinned,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else it draws from the global one, which dropout depends on
+        )
+
+    def read(self, parts: Sequence[Tensor]) -> Iterator[Decoded]:
+        self._parts.parts = parts
+        yield from self._loader
+
+
+class _Parts:
+    """What a reader's workers are asked for next; set anew before each iteration."""
+
+    parts: Sequence[Tensor] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (part.tolist() for part in self.parts)
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded

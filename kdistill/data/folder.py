@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from kdistill.config.data import ImageFolder
 from kdistill.data.assemble import from_files
-from kdistill.data.decoding import ImageFiles, existing_folder, images_under
+from kdistill.data.decoding import EXTENSIONS, ImageFiles, existing_folder, images_under
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import Data
 from kdistill.errors import DataError
@@ -18,7 +17,9 @@ from kdistill.errors import DataError
 VALIDATION_NAMES = ("val", "validation", "valid")
 
 
-def load_image_folder(config: ImageFolder, *, workers: int, memory_gb: float, test_seed: int) -> Data:
+def load_image_folder(
+    config: ImageFolder, *, workers: int, memory_gb: float, cache: str | None, test_seed: int
+) -> Data:
     """Return the images under `config.root`, laid out in one of two ways.
 
     `root/train/<class>/` with, if there, `root/val/<class>/` (or validation, valid) and `root/test/<class>/`;
@@ -42,6 +43,7 @@ def load_image_folder(config: ImageFolder, *, workers: int, memory_gb: float, te
         validation=read(validation_root) if validation_root else None,
         read_test=(lambda: read(root / "test")) if (root / "test").is_dir() else None,
         memory_gb=memory_gb,
+        cache=cache,
         test_seed=test_seed,
     )
 
@@ -88,7 +90,7 @@ def _list_images(folder: Path, classes: Sequence[str], config: ImageFolder, work
     for label, name in enumerate(classes):
         found = sorted(str(path) for path in images_under(folder / name))
         if not found:
-            raise DataError(f"class folder {folder / name} has no images ({' '.join(IMG_EXTENSIONS)})")
+            raise DataError(f"class folder {folder / name} has no images ({' '.join(EXTENSIONS)})")
         names += [Path(path).relative_to(root).as_posix() for path in found]
         labels += [label] * len(found)
     files = ImageFiles(str(root), names, config.image_size, config.channels)

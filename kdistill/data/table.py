@@ -33,7 +33,9 @@ class _Row:
     cells: tuple[str, ...]  # of the columns that are learnt
 
 
-def load_image_table(config: ImageTable, *, workers: int, memory_gb: float, test_seed: int) -> Data:
+def load_image_table(
+    config: ImageTable, *, workers: int, memory_gb: float, cache: str | None, test_seed: int
+) -> Data:
     """Return the images that a CSV file names, with their labels.
 
     Its first line names the columns: `file` (path within `config.root`) and one of `label` (a class), `labels`
@@ -66,6 +68,7 @@ def load_image_table(config: ImageTable, *, workers: int, memory_gb: float, test
         validation=splits.get("val"),
         read_test=(lambda: splits["test"]) if "test" in splits else None,
         memory_gb=memory_gb,
+        cache=cache,
         test_seed=test_seed,
     )
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from kdistill.data.decoding import ImageFiles, existing_folder, images_under
+from kdistill.data.cache import cached
+from kdistill.data.decoding import EXTENSIONS, ImageFiles, existing_folder, images_under
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.joined import JoinedSplit
 from kdistill.data.splits import Data, Split
@@ -19,7 +19,13 @@ ID_PREFIX = "unlabelled/"
 
 
 def with_unlabelled(
-    data: Data, folder: str, *, skip_corrupt: bool = False, workers: int = 0, memory_gb: float = 4.0
+    data: Data,
+    folder: str,
+    *,
+    skip_corrupt: bool = False,
+    workers: int = 0,
+    memory_gb: float = 4.0,
+    cache: str | None = None,
 ) -> Data:
     """Return the data set with all images in `folder` and below it as its unlabelled split.
 
@@ -38,9 +44,10 @@ def with_unlabelled(
         Path(path).relative_to(root).as_posix() for path in sorted(str(path) for path in images_under(root))
     ]
     if not names:
-        raise DataError(f"dataset.unlabelled={folder} has no images ({' '.join(IMG_EXTENSIONS)})")
+        raise DataError(f"dataset.unlabelled={folder} has no images ({' '.join(EXTENSIONS)})")
     labels = torch.full((len(names),), -1)
     split = FileSplit(ImageFiles(str(root), names, height, data.channels), labels, skip_corrupt, workers)
+    split = cached(split, cache, "unlabelled")
     held, fingerprint = split.settled((), memory_gb, len(data.train) + len(data.validation) + len(names))
     if data.train.labels.is_floating_point():
         held = held.with_labels(torch.full((len(held), len(data.classes)), torch.nan))

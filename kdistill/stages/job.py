@@ -76,7 +76,8 @@ class Job:
     @cached_property
     def data(self) -> Data:
         device = self.config.device
-        return _load_data(self.config.dataset.model_dump_json(), device.workers, device.memory_gb)
+        dataset = self.config.dataset.model_dump_json()
+        return _load_data(dataset, device.workers, device.memory_gb, device.cache)
 
     @cached_property
     def task(self) -> Task:
@@ -324,7 +325,7 @@ def role_of(kind: str, member: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load_data(config: str, workers: int, memory_gb: float) -> Data:
+def _load_data(config: str, workers: int, memory_gb: float, cache: str | None) -> Data:
     """Jobs of a sweep share the data that they have in common."""
     dataset: Dataset = TypeAdapter(Dataset).validate_json(config)
-    return load_data(dataset, workers=workers, memory_gb=memory_gb)
+    return load_data(dataset, workers=workers, memory_gb=memory_gb, cache=cache)
