@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from kdistill.artifacts import Artifact, Work
 from kdistill.config.models import FileParams
+from kdistill.data import Split
 from kdistill.errors import ConfigError, Interrupted, RunError
 from kdistill.files import sync
 from kdistill.identity import key_of
@@ -24,6 +26,7 @@ from kdistill.records import Progress
 from kdistill.stages.job import Job
 from kdistill.stages.signals import live_teacher
 from kdistill.stopping import stop_requests
+from kdistill.teachers import Live
 
 log = logging.getLogger("kdistill")
 CHECKPOINT_SECONDS = 30
@@ -80,10 +83,8 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     with stop_requests() as stop, Progress("soft targets", views * len(split), _done(state, split)) as bar:
         for view in range(state["view"], views):
             first = state["sample"] if view == state["view"] else 0
-            for batch in split.batches(torch.arange(first, len(split)), settings.batch_size):
-                rows = signal.logits(job.teacher_views(batch.images, batch.indices, view))
-                indices = batch.indices.cpu().numpy()
-                logits[view, indices] = _stored(rows, settings.dtype)
+            for indices, rows in answers(job, signal, split, view, first):
+                logits[view, indices] = rows
                 bar.advance(len(rows), lambda: f"view {view + 1}/{views}", steps=len(rows))  # noqa: B023
                 if stop or time.monotonic() - last_saved > CHECKPOINT_SECONDS:
                     save(view, int(indices[-1]) + 1)
@@ -95,6 +96,16 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
 
     _describe(job, work, shape, state["seconds"])
+
+
+def answers(
+    job: Job, signal: Live, split: Split, view: int, first: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the teacher says of a view of the samples from `first` on: batches of positions `[n]`, logits `[n, K]`."""
+    settings = job.config.soft_targets
+    for batch in split.batches(torch.arange(first, len(split)), settings.batch_size):
+        rows = signal.logits(job.teacher_views(batch.images, batch.indices, view))
+        yield batch.indices.cpu().numpy(), _stored(rows, settings.dtype)
 
 
 def read_file(job: Job) -> torch.Tensor:
