@@ -118,7 +118,7 @@ kdistill plan [overrides of a run]: {TOOLS["plan"]}
 Nothing is made or written. What is there already is `done`. Each stage takes at least three steps, as they will be;
 an untrained network stands for a teacher that is not there yet, and made-up logits for soft targets.
 memory: the whole process at its peak, on a GPU the tensors there. checkpoint: twice as much for a moment.
-Not counted: evaluation, writing to the disk, early stopping (`optim.early_stopping`).""",
+Not counted: evaluation, writing to the disk, early stopping, what a cut-off run has done already.""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]

@@ -92,8 +92,8 @@ def _row(estimate: Estimate) -> list[object]:
         *pace,
         "out of memory" if cost.out_of_memory else known,
         f"{cost.memory / 1e6:,.0f}" if cost.memory else "-",
-        _mb(estimate.count * cost.kept),
-        _mb(cost.checkpoint),
+        _mb(estimate.count * cost.kept) if cost.kept else "-",
+        _mb(cost.checkpoint) if cost.checkpoint else "-",
     ]
 
 
@@ -198,8 +198,8 @@ def _teacher_advice(estimate: Estimate, total: float) -> Iterator[str]:
     if part.kind == "student" and asking > total / 2 and could_store:
         yield (
             f"time: asking the live teacher takes {asking / total:.0%} of it. What helps: soft_targets=stored"
-            f" soft_targets.views={fewer}, which asks once about {fewer} views of each image and not in every one"
-            f" of {config.student.epochs} epochs"
+            f" soft_targets.views={fewer}: it is asked once about each view, and not in every one of"
+            f" {config.student.epochs} epochs"
         )
 
 

@@ -335,7 +335,7 @@ def test_a_live_teacher_that_takes_most_of_a_long_run(tiny: Tiny) -> None:
             ("soft_targets=live",),
             [
                 "time: asking the live teacher takes 75% of it. What helps: soft_targets=stored"
-                " soft_targets.views=1, which asks once about 1 views of each image and not in every one of 3 epochs"
+                " soft_targets.views=1: it is asked once about each view, and not in every one of 3 epochs"
             ],
         ),
         (("loss=at",), []),
