@@ -97,6 +97,10 @@ def _check_command(words: Words) -> None:
 
 
 def _tell(words: Words) -> int:
+    if words.command == "plan":
+        from kdistill import planning
+
+        return planning.main(words.rest, "--multirun" in words.flags)
     from kdistill import explaining, listing
 
     return explaining.main(words.rest) if words.command == "explain" else listing.main(words.rest)

@@ -67,10 +67,15 @@ def sha256_of(path: Path) -> str:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Save tensors, numbers and dicts of them behind their own checksum, in one atomic write."""
+    write_bytes(path, state_bytes(state))
+
+
+def state_bytes(state: dict[str, Any]) -> bytes:
+    """The content of the file that `save_state` writes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    write_bytes(path, hashlib.sha256(payload).digest() + payload)
+    return hashlib.sha256(payload).digest() + payload
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

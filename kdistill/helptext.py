@@ -89,6 +89,7 @@ STAGES = {
 TOOLS = {
     "list": "what can be chosen: teachers, students, datasets, losses, layers, artifacts and more",
     "explain": "a method: its formula, paper, what it needs, when to use it, its settings",
+    "plan": "what a run will take: time, memory and disk of each stage, from a few real steps",
     "artifacts": "what is on disk: list, rm KEY..., gc",
 }
 
@@ -107,6 +108,17 @@ kdistill explain [METHOD]: {TOOLS["explain"]}
   kdistill explain                                 all methods, a line about each
   kdistill explain dkd                             all about one of them
   kdistill explain --trust my_loss.py mine         a loss of your own""",
+    "plan": f"""\
+kdistill plan [overrides of a run]: {TOOLS["plan"]}
+
+  kdistill plan                                    the run of `kdistill run`, and what would make it fit
+  kdistill plan dataset=cifar100 teacher=wrn_40_2 student=wrn_16_2
+  kdistill plan -m loss=kd,ce student.seed=0,1,2   a sweep: what its jobs share is made once
+
+Nothing is made or written. What is there already is `done`. Each stage takes at least three steps, as they will be;
+an untrained network stands for a teacher that is not there yet, and made-up logits for soft targets.
+memory: the whole process at its peak, on a GPU the tensors there. checkpoint: twice as much for a moment.
+Not counted: evaluation, writing to the disk, early stopping, what a cut-off run has done already.""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]

@@ -162,12 +162,17 @@ def _train_epoch(
     view = data.view(state.epoch)
     objective = objective.at((state.epoch + 1) / state.settings.epochs)
     for batch in data.batches(state.epoch, state.batch_size, start=state.step):
-        state.set_learning_rate()
-        terms = _accumulate_gradients(state, batch, view, objective, signal)
-        state.optimizer_step()
-        state.record(terms)
+        train_step(state, batch, view, objective, signal)
         bar.advance(len(batch.indices), lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
         saver.after_step()
+
+
+def train_step(state: State, batch: Batch, view: int, objective: Goal, signal: TeacherSignal | None) -> None:
+    """One step of the optimizer on a batch, recorded in `state`; raises `Diverged`."""
+    state.set_learning_rate()
+    terms = _accumulate_gradients(state, batch, view, objective, signal)
+    state.optimizer_step()
+    state.record(terms)
 
 
 def _accumulate_gradients(

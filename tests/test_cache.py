@@ -23,6 +23,7 @@ from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import ConfigError, DataError, StorageError
+from tests.conftest import NO_AUGMENT
 
 COMMON: dict[str, Any] = {
     "image_size": 8,
@@ -33,7 +34,7 @@ COMMON: dict[str, Any] = {
     "split_seed": 0,
     "train_samples": None,
     "unlabelled": None,
-    "augment": {"crop": 0, "flip": False},
+    "augment": NO_AUGMENT,
 }
 
 
@@ -195,7 +196,7 @@ def test_data_in_memory_has_no_cache(kept: Cached) -> None:
     """Only image files are kept: the folder is not even made."""
     values = {"name": "synthetic", "classes": 2, "channels": 1, "image_size": 4, "samples": 16, "noise": 1}
     more = {"test_samples": 4, "max_labels": None, "seed": 0, "validation": 0.25, "split_seed": 0}
-    last = {"train_samples": None, "unlabelled": None, "augment": {"crop": 0, "flip": False}}
+    last = {"train_samples": None, "unlabelled": None, "augment": NO_AUGMENT}
     kept.load(Synthetic.model_validate(values | more | last))
 
     assert not kept.folder.exists()

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "kdistill"
 LAYERS = [
     {"errors"},
     {"config", "plugins", "files", "console", "logs", "stopping"},
-    {"engine", "averaging", "metrics", "optim", "records", "stored"},
+    {"engine", "averaging", "metrics", "optim", "records", "resources", "stored"},
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing"},
     {"teachers", "state", "learners"},
-    {"artifacts", "partial", "identity", "loop"},
+    {"artifacts", "partial", "identity", "loop", "trial"},
     {"stages", "housekeeping"},
-    {"api", "task", "sweeps", "listing", "explaining", "helptext", "words"},
+    {"api", "task", "sweeps", "listing", "explaining", "planning", "helptext", "words"},
     {"cli", "completion"},
     {"__main__"},
 ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from kdistill.artifacts import Artifact, Work
+from collections.abc import Callable, Sequence
+
+from kdistill.artifacts import Artifact
 from kdistill.data import Mixing
 from kdistill.identity import key_of
 from kdistill.loop import TrainingData
+from kdistill.models import Classifier
 from kdistill.stages.checks import check_method
 from kdistill.stages.job import Job, role_of
 from kdistill.stages.objectives import prepare
 from kdistill.stages.signals import teacher_signal
 from kdistill.stages.soft_targets import make_soft_targets
-from kdistill.stages.training import train_network
+from kdistill.stages.training import Course, train_network
+from kdistill.teachers import TeacherSignal
 
 
 def distill(job: Job) -> Artifact:
@@ -30,7 +34,7 @@ def distill(job: Job) -> Artifact:
         job.label("student"),
         parts,
         key_of(parts),
-        lambda work: _train(job, parents, work),
+        lambda work: train_network(job, work, _course(job, parents)),
         parents=parents,
         force=job.forced("distill"),
     )
@@ -49,7 +53,18 @@ def _parents(job: Job) -> dict[str, Artifact]:
     return parents
 
 
-def _train(job: Job, parents: dict[str, Artifact], work: Work) -> None:
+def _course(job: Job, parents: dict[str, Artifact]) -> Course:
+    return course(
+        job, lambda: job.load(parents["teacher"]), lambda layers: teacher_signal(job, parents, layers)
+    )
+
+
+def course(
+    job: Job,
+    teacher: Callable[[], Classifier],
+    signal: Callable[[Sequence[str]], TeacherSignal | None],
+) -> Course:
+    """How a student is trained: `teacher` gives the network whose features it imitates, where it does."""
     student, mixing = job.config.student, job.config.mixing
     data = TrainingData(
         split=job.transfer_set.to(job.engine.device),
@@ -62,13 +77,11 @@ def _train(job: Job, parents: dict[str, Artifact], work: Work) -> None:
         else Mixing(mixing.kind, mixing.concentration, job.config.soft_targets.seed),
         classes=len(job.data.classes),
     )
-    train_network(
-        job,
-        work,
+    return Course(
         "student",
         student,
-        lambda network: prepare(job, network, parents),
         data,
-        signal=lambda layers: teacher_signal(job, parents, layers),
-        title="student",
+        lambda network: prepare(job, network, teacher),
+        "student",
+        signal=signal,
     )

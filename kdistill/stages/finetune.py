@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from kdistill.artifacts import Artifact, Work
+from collections.abc import Callable
+
+from kdistill.artifacts import Artifact
 from kdistill.config.schema import Finetune
 from kdistill.errors import ConfigError
 from kdistill.identity import key_of
 from kdistill.loop import TrainingData
 from kdistill.losses import Objective
+from kdistill.models import Classifier
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import Lesson
-from kdistill.stages.training import train_network
+from kdistill.stages.training import Course, train_network
 
 
 def finetune(job: Job) -> Artifact:
@@ -23,13 +26,14 @@ def finetune(job: Job) -> Artifact:
         job.label("student"),
         parts,
         key_of(parts),
-        lambda work: _train(job, student, work),
+        lambda work: train_network(job, work, course(job, lambda: job.load(student))),
         parents={"student": student},
         force=job.forced("finetune"),
     )
 
 
-def _train(job: Job, student: Artifact, work: Work) -> None:
+def course(job: Job, student: Callable[[], Classifier]) -> Course:
+    """How the network of `student` is trained on."""
     data = TrainingData(
         split=job.data.train.to(job.engine.device),
         views=job.student_views,
@@ -38,15 +42,13 @@ def _train(job: Job, student: Artifact, work: Work) -> None:
     )
     settings = job.config.finetune
     objective = Objective(task=job.task, label_smoothing=settings.label_smoothing)
-    train_network(
-        job,
-        work,
+    return Course(
         "student",
         settings,
-        lambda network: Lesson(network, objective, network),
         data,
+        lambda network: Lesson(network, objective, network),
+        "fine-tuning",
         start=student,
-        title="fine-tuning",
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from kdistill.artifacts import Artifact
 from kdistill.config.losses import Feature, MutualLoss, OwnLoss
 from kdistill.config.section import at, largest
 from kdistill.errors import ConfigError, first_line
@@ -41,10 +40,11 @@ class Lesson:
     """What is trained with the student and saved beside it, by the name of its file."""
 
 
-def prepare(job: Job, student: Classifier, parents: Mapping[str, Artifact]) -> Lesson:
+def prepare(job: Job, student: Classifier, teacher: Callable[[], Classifier]) -> Lesson:
     """The lesson that the `loss` section describes; raises `ConfigError` for terms that cannot work.
 
-    Adapters are drawn from torch's global generator, after the student itself.
+    `teacher` gives the network whose features are imitated, where some are. Adapters are drawn from torch's global
+    generator, after the student itself.
     """
     loss, smoothing = job.config.loss, job.config.student.label_smoothing
     if isinstance(loss, MutualLoss):
@@ -53,23 +53,20 @@ def prepare(job: Job, student: Classifier, parents: Mapping[str, Artifact]) -> L
         return Lesson(Peers(student, peer), objective, student, apart={"peer": peer.net})
     if not job.config.loss.weighs_features:
         return Lesson(student, build_objective(loss, smoothing, job.task), student)
-    return _with_features(job, student, job.load(parents["teacher"]))
+    return _with_features(job, student, teacher())
 
 
-def rehearse(job: Job) -> Classifier:
-    """Raise now what `prepare` would raise after the teacher's training; returns the student, untrained.
+def rehearse(job: Job) -> Lesson:
+    """The lesson of an untrained student; raises now what `prepare` would raise after the teacher's training."""
+    return prepare(job, job.build("student"), lambda: stand_in(job))
 
-    A teacher that is not there yet is built with random weights: its layers have the same names and shapes.
-    """
-    student = job.build("student")
-    if not job.config.loss.weighs_features:
-        return student
+
+def stand_in(job: Job) -> Classifier:
+    """The network that teaches; one that is not there yet with random weights: its layers are the same."""
     found = job.find_teacher()
     if found is not None:
-        teacher = job.load(found)
-    else:
-        teacher = rehearse(job.previous) if job.previous else job.build("teacher")
-    return _with_features(job, student, teacher).student
+        return job.load(found)
+    return rehearse(job.previous).student if job.previous else job.build("teacher")
 
 
 def try_own_loss(job: Job, loss: OwnLoss) -> None:

@@ -49,7 +49,7 @@ def teacher_signal(
             signal: TeacherSignal = StoredTeacher(reader, MIXTURES[job.task.name])
         else:
             signal = live_teacher(member, parents[role_of("teacher", name)], layers)
-        return _mapped(signal, class_map_of(member, parents.get(role_of("teacher", name))))
+        return mapped(signal, class_map_of(member, parents.get(role_of("teacher", name))))
 
     return combined(job, one)
 
@@ -139,12 +139,13 @@ def teacher_logits(job: Job, split: Split, batch_size: int) -> Tensor | None:
     def one(name: str, member: Job) -> TeacherSignal:
         artifact = found[name]
         assert artifact is not None
-        return _mapped(live_teacher(member, artifact), maps[name])
+        return mapped(live_teacher(member, artifact), maps[name])
 
     signal = combined(job, one)
     batches = split.batches(torch.arange(len(split)), batch_size)
     return torch.cat([signal(batch, 0, 1.0).logits.cpu() for batch in batches])
 
 
-def _mapped(signal: TeacherSignal, classes: ClassMap) -> TeacherSignal:
+def mapped(signal: TeacherSignal, classes: ClassMap) -> TeacherSignal:
+    """A signal of the teacher's classes as one of the student's."""
     return signal if classes.is_identity else MappedTeacher(signal, classes)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from kdistill.artifacts import Artifact, Work
 from kdistill.config.models import FileParams
+from kdistill.data import Split
 from kdistill.errors import ConfigError, Interrupted, StorageError
 from kdistill.files import free_bytes, size_text, sync
 from kdistill.identity import key_of
@@ -24,6 +25,7 @@ from kdistill.stages.job import Job
 from kdistill.stages.signals import count_outputs, live_teacher
 from kdistill.stopping import stop_requests
 from kdistill.stored import AllLogits, Layout, Writer, layout_of
+from kdistill.teachers import Live
 
 log = logging.getLogger("kdistill")
 CHECKPOINT_SECONDS = 30
@@ -62,7 +64,7 @@ def check_soft_targets(teachers: Sequence[Job]) -> None:
     """
     missing = 0
     for job in teachers:
-        layout = _layout(job, count_outputs(job, job.find_teacher()))
+        layout = layout_for(job, count_outputs(job, job.find_teacher()))
         key = key_of(job.identity.soft_targets)
         # what a cut-off run has begun has its space already
         if job.store.find("soft-targets", key) is None and not job.store.is_begun("soft-targets", key):
@@ -70,7 +72,7 @@ def check_soft_targets(teachers: Sequence[Job]) -> None:
             _check_space(job, layout, missing)
 
 
-def _layout(job: Job, outputs: int) -> Layout:
+def layout_for(job: Job, outputs: int) -> Layout:
     """How the soft targets of a teacher with so many outputs are stored; raises `ConfigError`."""
     settings = job.config.soft_targets
     if settings.top_k is not None and job.task.name != "classification":
@@ -112,11 +114,10 @@ def _create(job: Job, path: Path, layout: Layout) -> Writer:
 
 
 def _generate(job: Job, teacher: Artifact, work: Work) -> None:
-    settings = job.config.soft_targets
     split, views = job.transfer_set.to(job.engine.device), job.identity.teacher_views
     signal = live_teacher(job, teacher)
     outputs = signal.logits(job.first_images(1)).shape[1]  # perhaps of other classes
-    layout = _layout(job, outputs)
+    layout = layout_for(job, outputs)
     path = work.folder / layout.file
 
     saved = work.load_checkpoint() if path.exists() else None
@@ -139,12 +140,11 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     with stop_requests() as stop, Progress("soft targets", views * len(split), _done(state, split)) as bar:
         for view in range(state["view"], views):
             first = state["sample"] if view == state["view"] else 0
-            for batch in split.batches(torch.arange(first, len(split)), settings.batch_size):
-                rows = signal.logits(job.teacher_views(batch.images, batch.indices, view))
-                writer.write(view, batch.indices, rows)
+            for indices, rows in answers(job, signal, split, view, first):
+                writer.write(view, indices, rows)
                 bar.advance(len(rows), lambda: f"view {view + 1}/{views}", steps=len(rows))  # noqa: B023
                 if stop or time.monotonic() - last_saved > CHECKPOINT_SECONDS:
-                    save(view, int(batch.indices[-1]) + 1)
+                    save(view, int(indices[-1]) + 1)
                 if stop:
                     raise Interrupted(STOPPED)
             save(view + 1, 0)
@@ -153,6 +153,14 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
 
     _describe(job, work, layout, state["seconds"])
+
+
+def answers(
+    job: Job, signal: Live, split: Split, view: int, first: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the teacher says of a view of the samples from `first` on: batches of positions `[n]`, logits `[n, K]`."""
+    for batch in split.batches(torch.arange(first, len(split)), job.config.soft_targets.batch_size):
+        yield batch.indices, signal.logits(job.teacher_views(batch.images, batch.indices, view))
 
 
 def read_file(job: Job) -> torch.Tensor:
@@ -178,7 +186,7 @@ def _import(job: Job, work: Work) -> None:
     """Take the teacher's outputs from a file of the user's, one view of each sample."""
     clock = time.monotonic()
     logits = read_file(job)
-    layout = _layout(job, logits.shape[1])
+    layout = layout_for(job, logits.shape[1])
     writer = _create(job, work.folder / layout.file, layout)
     writer.write(0, torch.arange(len(logits)), logits)
     writer.flush()

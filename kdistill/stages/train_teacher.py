@@ -17,7 +17,7 @@ from kdistill.loop import TrainingData
 from kdistill.losses import Objective
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import Lesson
-from kdistill.stages.training import train_network
+from kdistill.stages.training import Course, train_network
 from kdistill.teachers import EstimatorTeacher
 
 log = logging.getLogger("kdistill")
@@ -38,7 +38,7 @@ def train_teacher(job: Job) -> Artifact:
         job.label("teacher"),
         parts,
         key_of(parts),
-        lambda work: (_fit if kind == "estimator" else _train)(job, work),
+        lambda work: _fit(job, work) if kind == "estimator" else train_network(job, work, course(job)),
         force=job.forced("train-teacher"),
     )
 
@@ -58,21 +58,14 @@ def check_fit(job: Job) -> Literal["classification", "regression"]:
     return task
 
 
-def _train(job: Job, work: Work) -> None:
+def course(job: Job) -> Course:
+    """How a teacher that is a network is trained: on labels."""
     teacher = job.config.teacher
     data = TrainingData(
         split=job.data.train.to(job.engine.device), views=job.views(teacher.seed), order_seed=teacher.seed
     )
     objective = Objective(task=job.task, label_smoothing=teacher.label_smoothing)
-    train_network(
-        job,
-        work,
-        "teacher",
-        teacher,
-        lambda network: Lesson(network, objective, network),
-        data,
-        title="teacher",
-    )
+    return Course("teacher", teacher, data, lambda network: Lesson(network, objective, network), "teacher")
 
 
 def _fit(job: Job, work: Work) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from kdistill.artifacts import Artifact, Work
+from kdistill.artifacts import Work
 from kdistill.config.schema import Training
 from kdistill.files import sync
 from kdistill.loop import TrainingData, fit
@@ -18,48 +19,57 @@ from kdistill.teachers import TeacherSignal
 log = logging.getLogger("kdistill")
 
 
-def train_network(
-    job: Job,
-    work: Work,
-    role: Role,
-    settings: Training,
-    prepare: Callable[[Classifier], Lesson],
-    data: TrainingData,
-    *,
-    title: str,
-    start: Artifact | None = None,
-    signal: Callable[[Sequence[str]], TeacherSignal | None] = lambda layers: None,
-) -> None:
-    """Train a new network, or the one of `start`, and put it into `work` with all that is needed to use it.
+@dataclass(frozen=True)
+class Course:
+    """How a stage trains its network: the one of `start`, or a new one.
 
     `prepare` says what a network is trained on, `signal` makes the teacher whose layers are tapped for that.
+    """
+
+    role: Role
+    settings: Training
+    data: TrainingData
+    prepare: Callable[[Classifier], Lesson]
+    title: str
+    start: Callable[[], Classifier] | None = None
+    signal: Callable[[Sequence[str]], TeacherSignal | None] = lambda layers: None
+
+    def begin(self, job: Job) -> Lesson:
+        return self.prepare(self.start() if self.start else job.build(self.role))
+
+    def judges_start(self, job: Job) -> bool:
+        """Whether the network that training starts from may be the one that is kept."""
+        return self.start is not None or job.section(self.role).weights is not None
+
+
+def train_network(job: Job, work: Work, course: Course) -> None:
+    """Train a network and put it into `work` with all that is needed to use it.
+
     All randomness of the run (initialisation, dropout) comes from the role's seed.
     """
-    section, engine = job.section(role), job.engine_for(role)
+    engine = job.engine_for(course.role)
     if engine.precision != job.engine.precision:
-        log.info(
-            "%s: precision %s, as its size suits this CPU (device.precision=auto)", title, engine.precision
-        )
-    with job.engine.seeded(data.order_seed):
-        network = job.load(start) if start else job.build(role)
-        lesson = prepare(network)
+        chosen = "%s: precision %s, as its size suits this CPU (device.precision=auto)"
+        log.info(chosen, course.title, engine.precision)
+    with job.engine.seeded(course.data.order_seed):
+        lesson = course.begin(job)
         fitted = fit(
             lesson.network,
-            data,
+            course.data,
             job.data.validation.to(job.engine.device),
             lesson.objective,
-            settings,
+            course.settings,
             engine,
-            signal=signal(lesson.teacher_layers),
+            signal=course.signal(lesson.teacher_layers),
             checkpoint=work,
-            judge_start=start is not None or section.weights is not None,
-            title=title,
+            judge_start=course.judges_start(job),
+            title=course.title,
         )
-    _save(job, work, role, lesson)
+    _save(job, work, course.role, lesson)
     work.write_lines("metrics.jsonl", fitted.history)
     sync(work.folder)
     work.payload = "model.safetensors"
-    work.about = describe(job, role, lesson.student) | {
+    work.about = describe(job, course.role, lesson.student) | {
         "validation": fitted.scores,
         "epochs": len(fitted.history),
         "seconds": round(fitted.seconds, 2),
