@@ -307,7 +307,7 @@ def test_rows_of_numbers_are_no_images(role: str, refused: Refused) -> None:
     """A network of convolutions has nothing to look for in them."""
     hidden = {"teacher": "~teacher.params.hidden", "student": ""}[role]
     assert refused(f"run {role}=resnet8 {hidden}", NUMBERS) == (
-        f"{role}=resnet8 looks for patterns in images, and diabetes has rows of numbers: use {role}=mlp, as"
+        f"{role}=resnet8 looks for patterns in images, and this data set has rows of numbers: use {role}=mlp, as"
         " experiment=diabetes does"
     )
 

@@ -8,11 +8,10 @@ import shlex
 from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdistill import plugins
 from kdistill.artifacts import Artifact, ArtifactStore
@@ -22,10 +21,11 @@ from kdistill.config.models import kind_of
 from kdistill.config.schema import Config, Model
 from kdistill.data import Data, InputView, Split, Views, augmented, load_data, transfer
 from kdistill.engine import Engine
-from kdistill.errors import ConfigError, MissingArtifact, ModelError
+from kdistill.errors import MissingArtifact, ModelError
 from kdistill.identity import Identity, key_of
-from kdistill.models import Classifier, build_classifier, fit_state, load_state, multiply_adds, rebuild
+from kdistill.models import Classifier, fit_state, load_state, rebuild
 from kdistill.stages.given import Role, content_of
+from kdistill.stages.networks import new_network, size_of, view_for
 from kdistill.tasks import Task, task_of
 
 log = logging.getLogger("kdistill")
@@ -136,7 +136,7 @@ class Job:
     def build(self, role: Role) -> Classifier:
         """A new network with random, published or the user's weights, by the config."""
         section = self.section(role)
-        network = self._network(role)
+        network = new_network(role, section, self.data, self.shown(role))
         if section.weights not in (None, "DEFAULT") and section.mean is None:
             log.info(
                 "%s: images are normalised as measured on the data; %s.mean and .std set what the weights expect",
@@ -153,18 +153,12 @@ class Job:
         section = self.section(role)
         if kind_of(section.name) != "network":
             return self.engine
-        channels, image_size = self.shown(role).shape(self.data.channels, self.data.image_size)
-        shape: dict[str, Any] = {
-            "classes": len(self.data.classes),
-            "channels": channels,
-            "image_size": image_size,
-        }
-        return self.engine.for_network(partial(multiply_adds, section.name, section.params, **shape))
+        return self.engine.for_network(partial(size_of, section, self.data, self.shown(role)))
 
     def try_network(self, role: Role) -> None:
         """Raise now what `build` would raise later."""
         with self.engine.seeded(0):
-            self._network(role)
+            new_network(role, self.section(role), self.data, self.shown(role))
 
     def network_settings(self, role: Role) -> str:
         """All that decides whether a network can be built, as text."""
@@ -183,22 +177,11 @@ class Job:
             network = rebuild(about)
         path = artifact.file("model.safetensors")
         fit_state(network.net, load_state(path), str(path))
-        network.view = self._view_for(about["channels"], tuple(about["image_size"]))
+        network.view = view_for(
+            about["channels"], tuple(about["image_size"]), self.data, self.config.dataset.name
+        )
         self.engine.place(network)
         return network
-
-    def _view_for(self, channels: int, image_size: tuple[int, int]) -> InputView | None:
-        """How a network that was made for such images is shown this data's."""
-        theirs, ours = (channels, image_size), (self.data.channels, self.data.image_size)
-        if theirs == ours:
-            return None
-        if channels not in (1, 3) or ours[0] not in (1, 3) or image_size[0] != image_size[1]:
-            raise ModelError(
-                f"a network for images of {channels} x {image_size[0]} x {image_size[1]} cannot be shown those of"
-                f" {self.config.dataset.name}, {ours[0]} x {ours[1][0]} x {ours[1][1]}"
-            )
-        size = image_size[0] if image_size != ours[1] else None
-        return InputView(size=size, grey=channels == 1 and ours[0] == 3)
 
     def section(self, role: Role) -> Model:
         return self.config.teacher if role == "teacher" else self.config.student
@@ -288,35 +271,6 @@ class Job:
 
     def label(self, role: Role) -> str:
         return self.section(role).name.replace("/", "-")
-
-    def _network(self, role: Role) -> Classifier:
-        section, data, shown = self.section(role), self.data, self.shown(role)
-        channels, image_size = shown.shape(data.channels, data.image_size)
-        mean, std = (shown.of_channels(values) for values in (data.mean, data.std))
-        network = build_classifier(
-            section.name,
-            section.params,
-            classes=len(data.classes),
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            weights=section.weights,
-        )
-        if not data.is_images and any(isinstance(module, nn.Conv2d) for module in network.modules()):
-            raise ConfigError(
-                f"{role}={section.name} looks for patterns in images, and {self.config.dataset.name} has rows of"
-                f" numbers: use {role}=mlp, as experiment=diabetes does"
-            )
-        if section.mean is not None and section.std is not None:
-            if len(section.mean) != len(network.mean):
-                raise ConfigError(
-                    f"{role}.mean has {len(section.mean)} channels, {section.name} takes {len(network.mean)} here"
-                )
-            network = Classifier(network.net, section.mean, section.std)
-        if (channels, image_size) != (data.channels, data.image_size):
-            network.view = shown
-        return network
 
 
 def role_of(kind: str, member: str) -> str:
