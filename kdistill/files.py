@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def sync(path: Path) -> None:
 def free_bytes(folder: Path) -> int:
     """Bytes that are free on the disk of a folder, which may not be there yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    usage = shutil.disk_usage(there)
+    return usage.free if usage.total else sys.maxsize  # some file systems have no size, such as Linux's /proc
 
 
 def size_text(size: int) -> str:
