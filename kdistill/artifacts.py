@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdistill import ranks
 from kdistill.errors import DamagedArtifact
 from kdistill.files import sha256_of, storage_errors
-from kdistill.partial import Work, discard, finished, prepare_partial, replace, versions, write_manifest
+from kdistill.partial import (
+    Assistance,
+    Work,
+    discard,
+    finished,
+    partial_of,
+    prepare_partial,
+    replace,
+    versions,
+    write_manifest,
+)
 
 log = logging.getLogger("kdistill")
 
@@ -164,17 +176,24 @@ class ArtifactStore:
         *,
         parents: Mapping[str, Artifact] | None = None,
         force: bool = False,
+        together: bool = False,
     ) -> Artifact:
         """Return the artifact, making it with `make(work)` if it is missing or stale, or if forced.
 
         `label` is for the reader of the folder's name; `parts` is what the key was computed from. `force`
         makes it anew once per process: the jobs of a sweep that need the same teacher share the new one.
+        Of several ranks all call this. The main one makes the artifact, alone or, with `together`, with all
+        others calling `make`, too.
         """
         parents = parents or {}
         place = (self.root.resolve(), kind, key)
         force = force and place not in _forced
-        if not force and (found := self.find(kind, key, parents)) is not None:
+        found = None if force else self.find(kind, key, parents)
+        if not ranks.agree(found is None):
+            assert found is not None
             return found
+        if not ranks.is_main():
+            return self._assist(self.root / kind / f"{label}-{key}", make if together else None)
         seen = self._digest(kind, key)
         with self._locked(kind, key):
             # another process may have made it while this one waited
@@ -184,6 +203,9 @@ class ArtifactStore:
                 artifact = Artifact(self.root / kind / f"{label}-{key}")
                 with storage_errors(self.root):
                     self._make(artifact, parts, make, {"parents": _pins(parents), "versions": versions()})
+            else:
+                ranks.decided(False)  # nobody makes it
+        ranks.barrier()
         if force:
             _forced.add(place)
         return artifact
@@ -279,11 +301,19 @@ class ArtifactStore:
         self, artifact: Artifact, parts: dict[str, Any], make: Callable[[Work], None], origin: dict[str, Any]
     ) -> None:
         partial = prepare_partial(artifact.folder, origin)
-        if not finished(partial):  # else killed just before the rename: only that is left to do
+        if ranks.decided(not finished(partial)):  # else killed just before the rename: only that is left to do
             work = Work(partial)
             make(work)
             write_manifest(work, {"kind": artifact.kind, "key": artifact.key, "made_from": parts}, origin)
         replace(artifact.folder, partial)
+
+    def _assist(self, folder: Path, make: Callable[[Work], None] | None) -> Artifact:
+        """Take part, as another rank, in what the main one makes, and wait for it."""
+        with tempfile.TemporaryDirectory() as scratch:
+            if ranks.decided(False) and make:
+                make(Assistance(Path(scratch), source=partial_of(folder)))
+        ranks.barrier()
+        return Artifact(folder)
 
 
 def _key_in(folder: Path) -> str:

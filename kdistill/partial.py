@@ -49,6 +49,24 @@ class Work:
         write_bytes(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
+@dataclass
+class Assistance(Work):
+    """What a rank that is not the main one works in: it goes on from the same state, and its files are thrown away."""
+
+    source: Path = Path()
+    """The main rank's folder."""
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        return Work(self.source).load_checkpoint()
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def partial_of(final: Path) -> Path:
+    return final.with_name(final.name + ".partial")
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     packages = {name: version(name) for name in ("kdistill", "torch", "torchvision", "numpy")}
@@ -61,7 +79,7 @@ def finished(folder: Path) -> bool:
 
 def prepare_partial(final: Path, origin: dict[str, Any]) -> Path:
     """The folder to work in; what a cut-off run left there is kept only if it has the same origin."""
-    partial = final.with_name(final.name + ".partial")
+    partial = partial_of(final)
     if partial.exists() and (reason := _other_origin(partial, origin)):
         log.warning("%s starts over: %s", partial, reason)
         discard(partial)

@@ -261,6 +261,7 @@ class Finetune(Training):
 
 class Device(Section):
     name: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
+    processes: int = Field(ge=1, description="processes that train together, each with its share of a batch")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         description="number format of the network's work"
     )
@@ -296,6 +297,21 @@ class Config(Section):
         for role, section in (("student", self.student), ("assistant", self.assistant_model)):
             if section is not None and kind_of(section.name) != "network":
                 raise ValueError(f"{role}.name={section.name}: only a network can be trained as {role}")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_have_shares(self) -> Config:
+        count = self.device.processes
+        sections = {"teacher": self.teacher, "student": self.student, "finetune": self.finetune}
+        for name, section in sections.items() if count > 1 else ():
+            size, parts = section.batch_size, section.optim.accumulate
+            if size < count:
+                raise ValueError(f"{name}.batch_size={size} is too small to be shared by device.processes={count}")
+            if parts > 1 and size % (count * parts):
+                raise ValueError(
+                    f"{name}.batch_size={size} cannot be split into {name}.optim.accumulate={parts} equal parts for"
+                    f" each of device.processes={count}; a multiple of {count * parts} can"
+                )
         return self
 
     @property

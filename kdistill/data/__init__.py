@@ -3,7 +3,7 @@
 from kdistill.data.datasets import load_data
 from kdistill.data.inputs import InputView
 from kdistill.data.mixing import Mixing
-from kdistill.data.splits import Batch, Data, Split, sample_order
+from kdistill.data.splits import Batch, Data, Split, sample_order, slices
 from kdistill.data.unlabelled import transfer
 from kdistill.data.views import Views
 
@@ -16,5 +16,6 @@ __all__ = [
     "Views",
     "load_data",
     "sample_order",
+    "slices",
     "transfer",
 ]

@@ -204,7 +204,7 @@ def _next_command(job: Job) -> str:
     chosen = [word for word in job.overrides if word.startswith(("loss", "feature"))]
     if job.config.loss.kind == "ce":
         return job.command("run", [*free, "loss=kd"])
-    if job.previous is not None:
+    if job.previous is not None or job.config.device.processes > 1:
         return job.command("run", [*free, "loss=ce"])
     method = next((word for word in chosen if word.startswith("loss=")), "loss=kd")
     if all(word == method for word in chosen):

@@ -33,6 +33,7 @@ def distill(job: Job) -> Artifact:
         lambda work: _train(job, parents, work),
         parents=parents,
         force=job.forced("distill"),
+        together=True,
     )
 
 

@@ -26,6 +26,7 @@ def finetune(job: Job) -> Artifact:
         lambda work: _train(job, student, work),
         parents={"student": student},
         force=job.forced("finetune"),
+        together=True,
     )
 
 

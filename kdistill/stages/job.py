@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from kdistill import plugins
+from kdistill import plugins, ranks
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config import folders
 from kdistill.config.data import Dataset
@@ -51,7 +51,7 @@ class Job:
     def open(cls, config: Config, overrides: Sequence[str] = ()) -> Job:
         """The job of the last step of a config's chain; the steps before are its `previous` ones."""
         job = None
-        for step in config.steps:
+        for step in _of_all_ranks(config).steps:
             job = cls(step, overrides, job)
         assert job is not None
         return job
@@ -299,6 +299,18 @@ class Job:
         if (channels, image_size) != (data.channels, data.image_size):
             network.view = shown
         return network
+
+
+def _of_all_ranks(config: Config) -> Config:
+    """The config with the number of processes that torchrun started; raises `ConfigError` where it says another."""
+    device, started = config.device, ranks.size()
+    if started == 1 or device.processes == started:
+        return config
+    if device.processes > 1:
+        raise ConfigError(
+            f"device.processes={device.processes}, but torchrun started {started}; leave device.processes out"
+        )
+    return config.model_copy(update={"device": device.model_copy(update={"processes": started})})
 
 
 def role_of(kind: str, member: str) -> str:

@@ -40,6 +40,7 @@ def train_teacher(job: Job) -> Artifact:
         key_of(parts),
         lambda work: (_fit if kind == "estimator" else _train)(job, work),
         force=job.forced("train-teacher"),
+        together=kind != "estimator",
     )
 
 
