@@ -301,7 +301,9 @@ class ArtifactStore:
         self, artifact: Artifact, parts: dict[str, Any], make: Callable[[Work], None], origin: dict[str, Any]
     ) -> None:
         partial = prepare_partial(artifact.folder, origin)
-        if ranks.decided(not finished(partial)):  # else killed just before the rename: only that is left to do
+        if ranks.decided(
+            not finished(partial)
+        ):  # else killed just before the rename: only that is left to do
             work = Work(partial)
             make(work)
             write_manifest(work, {"kind": artifact.kind, "key": artifact.key, "made_from": parts}, origin)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 GO_ON = "Give the same command again: it goes on from the state that was saved last"
+#: exit codes of a rank that ends because another one did
+STOPPED = (-signal.SIGTERM, PeerLost.exit_code)
+#: torch's text for a rank that left no message
+NO_MESSAGE = "<NONE>"
 
 
 def is_rank() -> bool:
@@ -37,7 +41,9 @@ def is_heard() -> bool:
 def own_place() -> Iterator[list[str]]:
     """Let a rank that is not heard write neither to the console nor into the run's folder; yields Hydra's overrides."""
     if is_rank():
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of every rank the same advice to torch's users
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # of every rank the same advice to torch's users
     if is_heard():
         yield []
         return
@@ -84,12 +90,15 @@ def start(argv: Sequence[str], processes: int) -> int:
 
 
 def _answer(failures: Mapping[int, ProcessFailure], processes: int) -> int:
-    """The exit code of what the main rank has told already; raises `RunError` for what another one met with."""
-    for rank, failure in sorted(failures.items()):
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise RunError(f"process {rank} of {processes} (counted from 0) was ended by {name}. {GO_ON}")
-        if failure.error_file_data.get("message", "<NONE>") != "<NONE>":
-            raise RunError(f"process {rank} of {processes} (counted from 0) failed: {failure.message}. {GO_ON}")
-    codes = {failure.exitcode for failure in failures.values()} - {PeerLost.exit_code}
-    return max(codes, default=RunError.exit_code)
+    """The exit code of what the main rank has told already; raises `RunError` for what happened to another one."""
+    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in STOPPED}
+    rank, failure = min((causes or failures).items(), key=lambda item: item[0])
+    which = f"process {rank} of {processes}, counted from 0,"
+    if failure.exitcode < 0:
+        raise RunError(f"{which} was ended by {signal.Signals(-failure.exitcode).name}. {GO_ON}")
+    if failure.exitcode == PeerLost.exit_code:
+        raise RunError(f"{which} lost the others. {GO_ON}")
+    message = failure.error_file_data.get("message")
+    if message != NO_MESSAGE:
+        raise RunError(f"{which} failed: {message}. {GO_ON}")
+    return failure.exitcode

@@ -187,7 +187,9 @@ def _train_epoch(
         terms = _accumulate_gradients(state, step, batch, view, objective, signal)
         state.optimizer_step()
         state.record(terms)
-        bar.advance(len(batch) * ranks.size(), lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
+        bar.advance(
+            len(batch) * ranks.size(), lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}"
+        )
         saver.after_step()
 
 

@@ -306,7 +306,9 @@ class Config(Section):
         for name, section in sections.items() if count > 1 else ():
             size, parts = section.batch_size, section.optim.accumulate
             if size < count:
-                raise ValueError(f"{name}.batch_size={size} is too small to be shared by device.processes={count}")
+                raise ValueError(
+                    f"{name}.batch_size={size} is too small to be shared by device.processes={count}"
+                )
             if parts > 1 and size % (count * parts):
                 raise ValueError(
                     f"{name}.batch_size={size} cannot be split into {name}.optim.accumulate={parts} equal parts for"
