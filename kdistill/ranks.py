@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,13 +23,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdistill.errors import DataError
 
-Shared = TypeVar("Shared", Tensor, tuple[Tensor, ...])
 #: ranks may wait this long, as for soft targets that the main one makes; a rank that died is noticed at once
 PATIENCE = timedelta(days=7)
 #: how long another rank waits for the main one to say what went wrong, before it says so itself
 HEARING_SECONDS = 5
 #: what ranks tell each other outside of the work
 _store: dist.Store | None = None
+
+
+class Rows(Protocol):
+    """What can be shared: a tensor, a tuple, a `kdistill.data.Batch`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+Shared = TypeVar("Shared", bound=Rows)
 
 
 def join() -> None:
@@ -89,11 +98,12 @@ def is_lost(error: BaseException) -> bool:
 
 
 def share(items: Shared) -> Shared:
-    """This rank's consecutive part of `items` `[n, ...]`; parts differ by one at most. Raises `DataError` for n < size()."""
+    """This rank's consecutive part of n items; all parts are alike but for one item. Raises `DataError` for n < size()."""
     count = len(items)
     if count < size():
         raise DataError(f"{count} samples or batches cannot be shared among {size()} processes; use fewer")
-    return items[count * rank() // size() : count * (rank() + 1) // size()]
+    part: Shared = items[count * rank() // size() : count * (rank() + 1) // size()]
+    return part
 
 
 def weight(count: int) -> float:

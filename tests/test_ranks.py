@@ -15,6 +15,7 @@ import torch
 
 import kdistill
 from kdistill import launch, ranks
+from kdistill.artifacts import Artifact
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError, DataError, RunError
 from kdistill.stages.job import Job
@@ -308,7 +309,7 @@ def lines_until(process: subprocess.Popen[str], pattern: str) -> Iterator[str]:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes in /proc")
 def test_a_killed_process_ends_the_command_which_goes_on_when_given_again(tmp_path: Path) -> None:
     """One message, no traceback; then Ctrl-C, which all agree on; then the run to its end."""
-    long = ("teacher.epochs=60", "teacher.optim.early_stopping=null")
+    long = ("teacher.epochs=30",)
     process = start(tmp_path, *long)
     list(lines_until(process, "teacher epoch 2/"))
     os.kill(ranks_of(process)[1], signal.SIGKILL)
@@ -325,7 +326,7 @@ def test_a_killed_process_ends_the_command_which_goes_on_when_given_again(tmp_pa
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert re.search(r"^stopped at epoch \d+/60 step \d+/9; the state is saved", err.splitlines()[-1])
+    assert re.search(r"^stopped at epoch \d+/30 step \d+/9; the state is saved", err.splitlines()[-1])
 
     process = start(tmp_path, *long)
     out, err = process.communicate(timeout=300)
@@ -343,8 +344,6 @@ def test_torchrun_starts_the_same(tmp_path: Path) -> None:
     finish(*TORCHRUN, "-m", "kdistill", "train-teacher", *TINY, f"runs={tmp_path}", "teacher.epochs=1")
 
     (folder,) = tmp_path.glob("artifacts/teacher/*")
-    from kdistill.artifacts import Artifact
-
     assert Artifact(folder).manifest["processes"] == 2
     assert Artifact(folder).manifest["made_from"]["processes"] == 2
     assert len(list(tmp_path.glob("train-teacher/*"))) == 1
