@@ -264,11 +264,11 @@ def _report(ex: Exception) -> int:
 def _fail(text: str, code: int) -> int:
     if code != PeerLost.exit_code and launch.is_heard():
         sys.stderr.write(text + "\n")
-    if launch.is_rank() and code != PeerLost.exit_code:
-        from kdistill import ranks
+    if not launch.is_rank():
+        return code
+    from kdistill import ranks
 
-        ranks.leave(text)
-    return code
+    return ranks.leave(text, code)
 
 
 def _say(text: str) -> int:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdistill.errors import DataError
+from kdistill.errors import DataError, PeerLost
 
 #: ranks may wait this long, as for soft targets that the main one makes; a rank that died is noticed at once
 PATIENCE = timedelta(days=7)
@@ -52,18 +52,24 @@ def join() -> None:
     atexit.register(dist.destroy_process_group)
 
 
-def leave(message: str) -> None:
-    """End with an error. The main rank has said it; another one keeps it for who started it, if the main did not."""
-    if _store is None:
-        return
+def leave(message: str, code: int) -> int:
+    """End with an error; returns the exit code. The main rank has said it, and the others hear so and say nothing.
+
+    What the main one does not say, as it happened to another rank alone, is kept for who started that.
+    """
+    if _store is None or (is_main() and code == PeerLost.exit_code):
+        return code
     if is_main():
-        _store.set("told", "")
-        return
+        _store.set("told", str(code))
+        return code
     try:
         _store.wait(["told"], timedelta(seconds=HEARING_SECONDS))
+        return int(_store.get("told"))
     except (dist.DistError, RuntimeError):
-        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if file and code != PeerLost.exit_code:
             Path(file).write_text(json.dumps({"message": message}))
+        return code
 
 
 def size() -> int:
@@ -98,7 +104,10 @@ def is_lost(error: BaseException) -> bool:
 
 
 def share(items: Shared) -> Shared:
-    """This rank's consecutive part of n items; all parts are alike but for one item. Raises `DataError` for n < size()."""
+    """This rank's consecutive part of the items; parts differ by one item at most.
+
+    Raises `DataError` for fewer items than ranks.
+    """
     count = len(items)
     if count < size():
         raise DataError(f"{count} samples or batches cannot be shared among {size()} processes; use fewer")

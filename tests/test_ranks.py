@@ -338,6 +338,40 @@ def test_a_killed_process_ends_the_command_which_goes_on_when_given_again(tmp_pa
     assert not list(tmp_path.glob("artifacts/*/*.partial"))
 
 
+FAILING = """
+import os
+import kdistill
+
+@kdistill.register_loss("failing")
+def failing(student_logits, teacher_logits, T):
+    if os.environ.get("RANK") == "{rank}":
+        raise ValueError("no more memory")
+    return (student_logits - teacher_logits).square().mean()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_alone_fails(rank: int, tmp_path: Path) -> None:
+    """Its message is told once, whichever it is."""
+    own = tmp_path / "own.py"
+    own.write_text(FAILING.format(rank=rank))
+    process = start(
+        tmp_path / "runs", "teacher.epochs=1", "--trust", str(own), "loss=failing", "soft_targets=live"
+    )
+    _, err = process.communicate(timeout=300)
+    said = [line for line in err.splitlines() if "epoch" not in line]
+
+    assert process.returncode == 1
+    assert err.count("ValueError: no more memory") == 1
+    assert "gloo" not in err
+    if rank:
+        assert said == [
+            "process 1 of 2, counted from 0, failed: ValueError: no more memory. Give the same command again: it goes"
+            " on from the state that was saved last"
+        ]
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_same(tmp_path: Path) -> None:
     """The command under torchrun makes what `device.processes=2` would, once."""
