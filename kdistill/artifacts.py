@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,17 +28,7 @@ from filelock import FileLock, Timeout
 from kdistill import ranks
 from kdistill.errors import DamagedArtifact
 from kdistill.files import sha256_of, storage_errors
-from kdistill.partial import (
-    Assistance,
-    Work,
-    discard,
-    finished,
-    partial_of,
-    prepare_partial,
-    replace,
-    versions,
-    write_manifest,
-)
+from kdistill.partial import Work, assist, build, discard, finished, versions
 
 log = logging.getLogger("kdistill")
 
@@ -193,7 +182,8 @@ class ArtifactStore:
             assert found is not None
             return found
         if not ranks.is_main():
-            return self._assist(self.root / kind / f"{label}-{key}", make if together else None)
+            assist(self.root / kind / f"{label}-{key}", make if together else None)
+            return Artifact(self.root / kind / f"{label}-{key}")
         seen = self._digest(kind, key)
         with self._locked(kind, key):
             # another process may have made it while this one waited
@@ -202,7 +192,8 @@ class ArtifactStore:
             if artifact is None:
                 artifact = Artifact(self.root / kind / f"{label}-{key}")
                 with storage_errors(self.root):
-                    self._make(artifact, parts, make, {"parents": _pins(parents), "versions": versions()})
+                    what = {"kind": kind, "key": key, "made_from": parts}
+                    build(artifact.folder, what, make, {"parents": _pins(parents), "versions": versions()})
             else:
                 ranks.decided(False)  # nobody makes it
         ranks.barrier()
@@ -296,26 +287,6 @@ class ArtifactStore:
     def _lock_path(self, kind: str, key: str) -> Path:
         # outside of the artifact's folder, which is renamed and removed
         return self.root / ".locks" / f"{kind}-{key}.lock"
-
-    def _make(
-        self, artifact: Artifact, parts: dict[str, Any], make: Callable[[Work], None], origin: dict[str, Any]
-    ) -> None:
-        partial = prepare_partial(artifact.folder, origin)
-        if ranks.decided(
-            not finished(partial)
-        ):  # else killed just before the rename: only that is left to do
-            work = Work(partial)
-            make(work)
-            write_manifest(work, {"kind": artifact.kind, "key": artifact.key, "made_from": parts}, origin)
-        replace(artifact.folder, partial)
-
-    def _assist(self, folder: Path, make: Callable[[Work], None] | None) -> Artifact:
-        """Take part, as another rank, in what the main one makes, and wait for it."""
-        with tempfile.TemporaryDirectory() as scratch:
-            if ranks.decided(False) and make:
-                make(Assistance(Path(scratch), source=partial_of(folder)))
-        ranks.barrier()
-        return Artifact(folder)
 
 
 def _key_in(folder: Path) -> str:

@@ -68,7 +68,7 @@ def leave(message: str, code: int) -> int:
     except (dist.DistError, RuntimeError):
         file = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if file and code != PeerLost.exit_code:
-            Path(file).write_text(json.dumps({"message": message}))
+            Path(file).write_text(json.dumps({"message": message.partition("\n")[0]}))
         return code
 
 

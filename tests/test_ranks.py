@@ -18,6 +18,7 @@ from kdistill import launch, ranks
 from kdistill.artifacts import Artifact
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError, DataError, RunError
+from kdistill.stages.checks import check_shares
 from kdistill.stages.job import Job
 from tests.conftest import TINY
 
@@ -98,15 +99,14 @@ def test_no_readable_image(as_rank: Callable) -> None:
             "student.batch_size=32 cannot be split into student.optim.accumulate=2 equal parts for each of"
             " device.processes=3; a multiple of 6 can",
         ),
-        ("device.processes=0", "device.processes=0: must be greater than or equal to 1"),
     ],
 )
 def test_batches_that_cannot_be_shared(words: str, text: str, tiny: Callable[..., Config]) -> None:
     """Before anything is started."""
     with pytest.raises(ConfigError) as error:
-        tiny("teacher.batch_size=128", "finetune.batch_size=128", *words.split())
+        check_shares(Job.open(tiny("teacher.batch_size=128", "finetune.batch_size=128", *words.split())))
 
-    assert text in str(error.value)
+    assert str(error.value) == text
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ import kdistill
 
 @kdistill.register_loss("failing")
 def failing(student_logits, teacher_logits, T):
-    if os.environ.get("RANK") == "{rank}":
+    if os.environ.get("RANK") == "{rank}" and len(student_logits) > 4:  # not when it is tried out
         raise ValueError("no more memory")
     return (student_logits - teacher_logits).square().mean()
 """

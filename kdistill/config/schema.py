@@ -299,23 +299,6 @@ class Config(Section):
                 raise ValueError(f"{role}.name={section.name}: only a network can be trained as {role}")
         return self
 
-    @model_validator(mode="after")
-    def _processes_have_shares(self) -> Config:
-        count = self.device.processes
-        sections = {"teacher": self.teacher, "student": self.student, "finetune": self.finetune}
-        for name, section in sections.items() if count > 1 else ():
-            size, parts = section.batch_size, section.optim.accumulate
-            if size < count:
-                raise ValueError(
-                    f"{name}.batch_size={size} is too small to be shared by device.processes={count}"
-                )
-            if parts > 1 and size % (count * parts):
-                raise ValueError(
-                    f"{name}.batch_size={size} cannot be split into {name}.optim.accumulate={parts} equal parts for"
-                    f" each of device.processes={count}; a multiple of {count * parts} can"
-                )
-        return self
-
     @property
     def assistant_model(self) -> Model | None:
         """The assistant's whole section: its own settings over the student's."""

@@ -47,6 +47,23 @@ def check_method(job: Job) -> None:
         )
 
 
+def check_shares(job: Job) -> None:
+    """Raise `ConfigError` for batches that `device.processes` cannot share."""
+    config, count = job.config, job.config.device.processes
+    sections = {"teacher": config.teacher, "student": config.student, "finetune": config.finetune}
+    for name, section in sections.items() if count > 1 else ():
+        size, parts = section.batch_size, section.optim.accumulate
+        if size < count:
+            raise ConfigError(
+                f"{name}.batch_size={size} is too small to be shared by device.processes={count}"
+            )
+        if parts > 1 and size % (count * parts):
+            raise ConfigError(
+                f"{name}.batch_size={size} cannot be split into {name}.optim.accumulate={parts} equal parts for each"
+                f" of device.processes={count}; a multiple of {count * parts} can"
+            )
+
+
 def _check_inputs(job: Job) -> None:
     for role in ("teacher", "student"):
         shown = getattr(job.config, role).input

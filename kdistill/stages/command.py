@@ -12,7 +12,7 @@ from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
-from kdistill.stages.checks import check_method
+from kdistill.stages.checks import check_method, check_shares
 from kdistill.stages.distill import distill
 from kdistill.stages.finetune import check_epochs, finetune
 from kdistill.stages.job import ROLES, Job, Role
@@ -78,6 +78,7 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
 def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
+    check_shares(job)
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)
