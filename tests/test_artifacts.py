@@ -181,7 +181,7 @@ def test_a_run_cut_off_under_other_versions_starts_over(
     assert seen == [None, None]
     assert artifact.manifest["versions"] == {"torch": "2.0"}
     unfinished = f"{artifact.folder}.partial"
-    assert caplog.messages == [f"{partial} starts over: it was begun with torch 1.0, now 2.0"]
+    assert caplog.messages == [f"{unfinished} starts over: it was begun with torch 1.0, now 2.0"]
 
 
 def test_a_complete_run_of_a_rebuilt_parent_starts_over(
