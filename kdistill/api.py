@@ -11,7 +11,7 @@ from kdistill.artifacts import Artifact
 from kdistill.config import folders
 from kdistill.config.compose import plan
 from kdistill.config.schema import Config
-from kdistill.errors import UserError
+from kdistill.errors import ConfigError, UserError
 from kdistill.models import Classifier, fit_state, load_state, rebuild
 from kdistill.stages.command import check_before, makers
 from kdistill.stages.distill import distill as _distill
@@ -45,22 +45,22 @@ def load_config(*overrides: str, config_dirs: Sequence[str | Path] = ()) -> Conf
 
 def train_teacher(config: Config) -> Artifact:
     """Train the teacher, or return it when it is there already; of an ensemble every member, and return the last."""
-    return [_train_teacher(job) for job in makers(Job.open(config), "train-teacher")][-1]
+    return [_train_teacher(job) for job in makers(_job(config), "train-teacher")][-1]
 
 
 def make_soft_targets(config: Config) -> Artifact:
     """Store the teacher's logits, of an ensemble every member's; raises `MissingArtifact` without a teacher."""
-    return [_make_soft_targets(job) for job in makers(Job.open(config), "soft-targets")][-1]
+    return [_make_soft_targets(job) for job in makers(_job(config), "soft-targets")][-1]
 
 
 def distill(config: Config) -> Artifact:
     """Train the student on soft targets and labels; raises `MissingArtifact` without a teacher."""
-    return _distill(Job.open(config))
+    return _distill(_job(config))
 
 
 def finetune(config: Config) -> Artifact:
     """Fine-tune the distilled student on the labels; raises `MissingArtifact` without a student."""
-    return _finetune(Job.open(config))
+    return _finetune(_job(config))
 
 
 def evaluate(config: Config) -> dict[str, dict[str, Any]]:
@@ -68,7 +68,7 @@ def evaluate(config: Config) -> dict[str, dict[str, Any]]:
 
     `top1`, `ece` and `agreement` are shares in [0, 1], `nll` is in nats, `bytes` is the file's size.
     """
-    return _evaluate(Job.open(config))
+    return _evaluate(_job(config))
 
 
 def run(config: Config) -> dict[str, dict[str, Any]]:
@@ -77,7 +77,17 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     What cannot work together is refused before any training.
     """
     check_before([config])
-    return _run(Job.open(config))
+    return _run(_job(config))
+
+
+def _job(config: Config) -> Job:
+    """The job of a config; raises `ConfigError` for several processes, which only the command starts."""
+    if config.device.processes > 1:
+        raise ConfigError(
+            f"device.processes={config.device.processes}: only the command `kdistill` starts processes; from Python"
+            " use device.processes=1"
+        )
+    return Job.open(config)
 
 
 def load_network(folder: str | Path) -> Classifier:

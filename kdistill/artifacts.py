@@ -25,9 +25,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdistill import ranks
 from kdistill.errors import DamagedArtifact
 from kdistill.files import locked, sha256_of, storage_errors
-from kdistill.partial import Work, discard, finished, prepare_partial, replace, versions, write_manifest
+from kdistill.partial import Work, assist, build, discard, finished, versions
 
 log = logging.getLogger("kdistill")
 
@@ -164,17 +165,25 @@ class ArtifactStore:
         *,
         parents: Mapping[str, Artifact] | None = None,
         force: bool = False,
+        together: bool = False,
     ) -> Artifact:
         """Return the artifact, making it with `make(work)` if it is missing or stale, or if forced.
 
         `label` is for the reader of the folder's name; `parts` is what the key was computed from. `force`
         makes it anew once per process: the jobs of a sweep that need the same teacher share the new one.
+        Of several ranks all call this. The main one makes the artifact, alone or, with `together`, with all
+        others calling `make`, too.
         """
         parents = parents or {}
         place = (self.root.resolve(), kind, key)
         force = force and place not in _forced
-        if not force and (found := self.find(kind, key, parents)) is not None:
+        found = None if force else self.find(kind, key, parents)
+        if not ranks.agree(found is None):
+            assert found is not None
             return found
+        if not ranks.is_main():
+            assist(self.root / kind / f"{label}-{key}", make if together else None)
+            return Artifact(self.root / kind / f"{label}-{key}")
         seen = self._digest(kind, key)
         with locked(self._lock_path(kind, key), f"{kind} {key}"):
             # another process may have made it while this one waited
@@ -183,7 +192,11 @@ class ArtifactStore:
             if artifact is None:
                 artifact = Artifact(self.root / kind / f"{label}-{key}")
                 with storage_errors(self.root):
-                    self._make(artifact, parts, make, {"parents": _pins(parents), "versions": versions()})
+                    what = {"kind": kind, "key": key, "made_from": parts}
+                    build(artifact.folder, what, make, {"parents": _pins(parents), "versions": versions()})
+            else:
+                ranks.decided(False)  # nobody makes it
+        ranks.barrier()
         if force:
             _forced.add(place)
         return artifact
@@ -262,16 +275,6 @@ class ArtifactStore:
     def _lock_path(self, kind: str, key: str) -> Path:
         # outside of the artifact's folder, which is renamed and removed
         return self.root / ".locks" / f"{kind}-{key}.lock"
-
-    def _make(
-        self, artifact: Artifact, parts: dict[str, Any], make: Callable[[Work], None], origin: dict[str, Any]
-    ) -> None:
-        partial = prepare_partial(artifact.folder, origin)
-        if not finished(partial):  # else killed just before the rename: only that is left to do
-            work = Work(partial)
-            make(work)
-            write_manifest(work, {"kind": artifact.kind, "key": artifact.key, "made_from": parts}, origin)
-        replace(artifact.folder, partial)
 
 
 def _key_in(folder: Path) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdistill import helptext, plugins
-from kdistill.errors import ConfigError, Interrupted, KdistillError, did_you_mean, first_line
+from kdistill import helptext, launch, plugins
+from kdistill.errors import ConfigError, Interrupted, KdistillError, PeerLost, did_you_mean, first_line
 from kdistill.words import Words, parse
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ["KDISTILL_DEBUG"] = "1"
     try:
-        code = _dispatch(argv)
+        with launch.own_place() as overrides:
+            code = _dispatch(argv, overrides)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.pop("KDISTILL_DEBUG", None)
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], overrides: list[str]) -> int:
+    """Run a command line; a stage is given further `overrides`."""
     if argv[:1] in (["-sc"], ["--shell-completion"]):
         from kdistill import completion
 
@@ -73,7 +75,9 @@ def _dispatch(argv: list[str]) -> int:
     if "--help" in words.flags:
         groups = {group: list(options) for group, options in folders.groups().items()}
         return _say(helptext.stage_help(words.command, groups))
-    return _show(words) if words.only_shows else _run(words)
+    if words.only_shows:
+        return _show(words)
+    return _run_as_rank(words, overrides) if launch.is_rank() else _run(words, argv)
 
 
 def _check_command(words: Words) -> None:
@@ -128,10 +132,28 @@ def _show(words: Words) -> int:
     return 0
 
 
-def _run(words: Words) -> int:
+def _run_as_rank(words: Words, overrides: list[str]) -> int:
+    from kdistill import ranks
+
+    ranks.join()
+    with ranks.main_first():  # it downloads
+        plan = _planned(words, overrides)
+    return _carry_out(plan)
+
+
+def _run(words: Words, argv: list[str]) -> int:
+    plan = _planned(words)
+    processes = plan.configs[0].device.processes
+    return launch.start(argv, processes) if processes > 1 else _carry_out(plan)
+
+
+def _planned(words: Words, overrides: Sequence[str] = ()) -> Plan:
+    """What a command will do, and that it can be done."""
     from kdistill.config import compose, folders
 
-    plan = compose.plan(words.command, words.rest, "--multirun" in words.flags)
+    plan = compose.plan(words.command, [*words.rest, *overrides], "--multirun" in words.flags)
+    if plan.multirun and (launch.is_rank() or any(c.device.processes > 1 for c in plan.configs)):
+        raise ConfigError("-m goes with device.processes=1 alone: give the command once for each job instead")
     if folders.user_dirs():
         from kdistill.console import complain
 
@@ -139,14 +161,18 @@ def _run(words: Words) -> int:
     from kdistill import stages
 
     stages.check_before(plan.configs, [compose.users_words(job) for job in plan.jobs])
-    _make_folder(plan)
-    from kdistill.files import storage_errors
-
-    with storage_errors(Path(plan.configs[0].runs)):  # Hydra, too, writes into the run's folder
-        return _carry_out(plan)
+    return plan
 
 
 def _carry_out(plan: Plan) -> int:
+    from kdistill.files import storage_errors
+
+    _make_folder(plan)
+    with storage_errors(Path(plan.configs[0].runs)):  # Hydra, too, writes into the run's folder
+        return _hydra_jobs(plan)
+
+
+def _hydra_jobs(plan: Plan) -> int:
     interrupted: KeyboardInterrupt | None = None
     try:
         _call_hydra([*(["--multirun"] if plan.multirun else []), *plan.overrides])
@@ -240,8 +266,13 @@ def _report(ex: Exception) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    sys.stderr.write(text + "\n")
-    return code
+    if code != PeerLost.exit_code and launch.is_heard():
+        sys.stderr.write(text + "\n")
+    if not launch.is_rank():
+        return code
+    from kdistill import ranks
+
+    return ranks.leave(text, code)
 
 
 def _say(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from kdistill import ranks
 from kdistill.config import schema
 from kdistill.errors import ConfigError
 
@@ -35,6 +36,8 @@ class Engine:
     def open(cls, config: schema.Device) -> Engine:
         """Choose device and precision; raises `ConfigError` for a device that is not there."""
         device = _device(config.name)
+        if config.processes > 1:
+            device = _own_device(device, config)
         precision = _precision(config.precision, device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -120,6 +123,25 @@ def cpu_has_bf16() -> bool:
         getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
     return any(ask() for ask in asked if ask is not None)
+
+
+def _own_device(device: torch.device, config: schema.Device) -> torch.device:
+    """The device of this rank, of several; raises `ConfigError` where there is not one for each."""
+    if device.type == "mps" or device.index is not None:
+        raise ConfigError(
+            f"device.name={config.name} is one device, and device.processes={config.processes} need one each;"
+            " use device=cuda or device=cpu"
+        )
+    if device.type == "cpu":
+        return device
+    here, wanted = torch.cuda.device_count(), ranks.local_size(config.processes)
+    if wanted > here:
+        raise ConfigError(
+            f"device.processes={config.processes} need {wanted} cuda devices on this machine, and there are {here}"
+        )
+    if ranks.size() > 1:
+        torch.cuda.set_device(ranks.local_rank())
+    return torch.device("cuda", ranks.local_rank())
 
 
 def _precision(name: str, device: torch.device) -> Precision:

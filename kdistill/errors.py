@@ -10,6 +10,7 @@
     └── RunError                  something went wrong inside a run; exit code 1
         ├── Diverged              the loss is not a finite number
         ├── DamagedArtifact       a stored file does not match its checksum
+        ├── PeerLost              another process of the run has ended; who started them says which
         └── Interrupted           Ctrl-C or a termination signal; state is saved; exit code 130
 
 A message says what is wrong, what was expected, what was found, and the command that helps, in one
@@ -62,6 +63,10 @@ class Diverged(RunError):
 
 class DamagedArtifact(RunError):
     pass
+
+
+class PeerLost(RunError):
+    exit_code = 75
 
 
 class Interrupted(RunError):

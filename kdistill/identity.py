@@ -2,7 +2,7 @@
 
 A key is the hash of exactly the settings that the result depends on, chained to the keys of what it
 was made from. A group is wholly in or wholly out: device, folders and logging are out; the resolved
-precision and the fingerprint of the data are in. Values are typed before they are hashed, so
+precision, the number of processes and the fingerprint of the data are in. Values are typed before they are hashed, so
 `loss.T=4` and `loss.T=4.0` are the same student; `None` is dropped, so a new optional setting changes
 no key. Code is not hashed: `FORMAT` is raised when results change.
 """
@@ -63,6 +63,7 @@ class Identity:
             "data": self._data,
             "model": self._model("teacher"),
             "precision": self.precisions["teacher"],
+            **self._processes,
         }
 
     @property
@@ -92,6 +93,7 @@ class Identity:
             "views": {"count": self.views, "seed": self.config.soft_targets.seed},
             "loss": self._loss,
             "signal": self._signal,
+            **self._processes,
         }
         if self.unlabelled is not None:
             parts["unlabelled"] = self.unlabelled
@@ -148,6 +150,12 @@ class Identity:
         )
         on_logits = asks and largest(loss.soft_weight) > 0
         return on_logits or any(largest(term.weight) > 0 for term in loss.features.values())
+
+    @property
+    def _processes(self) -> dict[str, int]:
+        """Batch norm, dropout and losses that compare samples see each process's share of a batch."""
+        count = self.config.device.processes
+        return {"processes": count} if count > 1 else {}
 
     @property
     def _data(self) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kdistill import ranks
 from kdistill.config.schema import Training
 from kdistill.config.section import Ramp, at
-from kdistill.data import Batch, Mixing, Split, Views, sample_order
+from kdistill.data import Batch, Mixing, Split, Views, sample_order, slices
 from kdistill.engine import Engine
 from kdistill.errors import Diverged, Interrupted
 from kdistill.features import observe
@@ -84,13 +85,17 @@ class TrainingData:
         order = sample_order(len(self.split), self.order_seed, self.first_epoch + epoch)
         whole = len(order) // batch_size * batch_size
         view = self.view(epoch)
-        for step, batch in enumerate(
-            self.split.batches(order[start * batch_size : whole], batch_size), start
-        ):
+        parts = slices(order[start * batch_size : whole], batch_size)
+        if self.mixing is None:  # else a partner may be in another rank's share
+            parts = [ranks.share(part) for part in parts]
+        for step, batch in enumerate(self.split.read(parts), start):
+            if not len(batch):
+                ranks.refuse_idle()
+                continue
             images = self.views(batch.images, batch.indices, view)
             shown = self.teacher_views(batch.images, batch.indices, view) if self.teacher_views else None
             batch = Batch(images, batch.labels, batch.indices, shown)
-            yield self._mixed(batch, epoch, step) if self.mixing else batch
+            yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
 
     def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
         assert self.mixing is not None
@@ -136,10 +141,12 @@ def fit(
     elif judge_start or not settings.epochs:
         state.consider(_validated(state, validation))
 
+    ranks.own_randomness()
+    step = ranks.wrap(Step(network, engine))
     with stop_requests() as stop, Progress(title, state.total_steps, state.steps_done) as bar:
         while not state.finished:
             saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
-            _train_epoch(state, data, objective, signal, bar, saver, title)
+            _train_epoch(state, step, data, objective, signal, bar, saver)
             row = state.end_epoch(_validated(state, validation))
             if checkpoint:
                 checkpoint.write_lines("metrics.jsonl", state.history)
@@ -149,49 +156,77 @@ def fit(
     return state.result()
 
 
+class Step(nn.Module):
+    """A network with what it is trained on, so that `forward` gives all that is learnt from."""
+
+    def __init__(self, network: nn.Module, engine: Engine) -> None:
+        super().__init__()
+        self.network, self.engine = network, engine
+
+    def forward(self, batch: Batch, objective: Goal, teacher: Outputs | None) -> dict[str, Tensor]:
+        """Each weighted term of the loss on a batch."""
+        with self.engine.autocast():
+            student = observe(self.network, batch.images, objective.student_layers)
+        return objective(student, batch, teacher)
+
+
 def _train_epoch(
     state: State,
+    step: nn.Module,
     data: TrainingData,
     objective: Goal,
     signal: TeacherSignal | None,
     bar: Progress,
     saver: _Saver,
-    title: str,
 ) -> None:
     state.network.train()
     view = data.view(state.epoch)
     objective = objective.at((state.epoch + 1) / state.settings.epochs)
     for batch in data.batches(state.epoch, state.batch_size, start=state.step):
-        train_step(state, batch, view, objective, signal)
-        bar.advance(len(batch.indices), lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
+        train_step(state, step, batch, view, objective, signal)
+        seen = len(batch) * ranks.size()
+        bar.advance(seen, lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
         saver.after_step()
 
 
-def train_step(state: State, batch: Batch, view: int, objective: Goal, signal: TeacherSignal | None) -> None:
-    """One step of the optimizer on a batch, recorded in `state`; raises `Diverged`."""
+def train_step(
+    state: State,
+    step: nn.Module,
+    batch: Batch,
+    view: int,
+    objective: Goal,
+    signal: TeacherSignal | None,
+) -> None:
+    """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`."""
     state.set_learning_rate()
-    terms = _accumulate_gradients(state, batch, view, objective, signal)
+    terms = _accumulate_gradients(state, step, batch, view, objective, signal)
     state.optimizer_step()
     state.record(terms)
 
 
 def _accumulate_gradients(
-    state: State, batch: Batch, view: int, objective: Goal, signal: TeacherSignal | None
+    state: State,
+    step: nn.Module,
+    batch: Batch,
+    view: int,
+    objective: Goal,
+    signal: TeacherSignal | None,
 ) -> dict[str, Tensor]:
     """Backward through a batch, in parts to save memory; returns each term's mean over the batch."""
     totals: dict[str, Tensor] = {}
-    for part in batch.chunks(state.settings.optim.accumulate):
-        share = len(part.indices) / len(batch.indices)
+    parts = list(batch.chunks(state.settings.optim.accumulate))
+    for part in parts:
+        share = len(part) / len(batch) * ranks.weight(state.batch_size)
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
-        with state.engine.autocast():
-            student = observe(state.network, part.images, objective.student_layers)
-        terms = objective(student, part, teacher)
-        loss = share * torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise Diverged(_divergence(state, terms))
-        state.scaler.scale(loss).backward()
+        with ranks.only_adding(step, last=part is parts[-1]):
+            terms = step(part, objective, teacher)
+            loss = share * torch.stack(list(terms.values())).sum()
+            state.scaler.scale(loss).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + share * value.detach()
+    totals = ranks.mean(totals)
+    if not torch.stack(list(totals.values())).isfinite().all():
+        raise Diverged(_divergence(state, totals))
     return totals
 
 
@@ -205,6 +240,7 @@ def _divergence(state: State, terms: dict[str, Tensor]) -> str:
 
 def _validated(state: State, validation: Split) -> dict[str, float]:
     """Validation metrics of the state as it is; a step that broke the weights shows here at the latest."""
+    ranks.align(state.averaged)
     found = predict(state.averaged, validation, state.settings.batch_size, state.engine)
     scores = state.task.summarise(*found)
     if not math.isfinite(scores["nll"]):
@@ -237,16 +273,21 @@ def _terms(row: dict[str, Any]) -> str:
 
 @torch.inference_mode()
 def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
-    """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU."""
+    """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU.
+
+    Each rank predicts its share of the batches, and all get all of it.
+    """
     was_training = network.training
     network.eval()
     logits, labels = [], []
-    for batch in split.batches(torch.arange(len(split)), batch_size):
+    batch_size = min(batch_size, max(1, len(split) // ranks.size()))  # no rank is left without a batch
+    mine = torch.cat(ranks.share(torch.arange(len(split)).split(batch_size)))
+    for batch in split.batches(mine, batch_size):
         with engine.autocast():
             logits.append(network(batch.images).float().cpu())
         labels.append(batch.labels.cpu())
     network.train(was_training)
-    return torch.cat(logits), torch.cat(labels)
+    return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(labels))
 
 
 @dataclass
@@ -260,9 +301,10 @@ class _Saver:
     _last: float = field(default_factory=time.monotonic)
 
     def after_step(self) -> None:
-        if self.stop or time.monotonic() - self._last > self.every_seconds:
+        asked = ranks.agree(bool(self.stop))
+        if asked or time.monotonic() - self._last > self.every_seconds:
             self.save()
-        self.stop_if_asked()
+        self._stop_if(asked)
 
     def save(self) -> None:
         if self.checkpoint:
@@ -270,7 +312,10 @@ class _Saver:
         self._last = time.monotonic()
 
     def stop_if_asked(self) -> None:
-        if self.stop:
+        self._stop_if(ranks.agree(bool(self.stop)))
+
+    def _stop_if(self, asked: bool) -> None:
+        if asked:
             raise Interrupted(
                 f"stopped at {self.state.where}; the state is saved: give the same command again to go on"
             )

@@ -10,12 +10,15 @@ import json
 import logging
 import platform
 import shutil
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kdistill import ranks
 from kdistill.files import load_state, save_state, sha256_of, sync, write_bytes, write_json
 
 log = logging.getLogger("kdistill")
@@ -49,6 +52,38 @@ class Work:
         write_bytes(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
+@dataclass
+class Assistance(Work):
+    """What a rank that is not the main one works in: it goes on from the same state, and its files are thrown away."""
+
+    source: Path = Path()
+    """The main rank's folder."""
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        return Work(self.source).load_checkpoint()
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def build(final: Path, what: dict[str, Any], make: Callable[[Work], None], origin: dict[str, Any]) -> None:
+    """Make an artifact, or go on with making it. `what` and `origin` go into its manifest."""
+    partial = prepare_partial(final, origin)
+    if ranks.decided(not finished(partial)):  # else killed just before the rename: only that is left to do
+        work = Work(partial)
+        make(work)
+        write_manifest(work, what, origin)
+    replace(final, partial)
+
+
+def assist(final: Path, make: Callable[[Work], None] | None) -> None:
+    """Take part, as another rank, in what the main one builds, and wait for it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if ranks.decided(False) and make:
+            make(Assistance(Path(scratch), source=_partial_of(final)))
+    ranks.barrier()
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     packages = {name: version(name) for name in ("kdistill", "torch", "torchvision", "numpy")}
@@ -61,7 +96,7 @@ def finished(folder: Path) -> bool:
 
 def prepare_partial(final: Path, origin: dict[str, Any]) -> Path:
     """The folder to work in; what a cut-off run left there is kept only if it has the same origin."""
-    partial = final.with_name(final.name + ".partial")
+    partial = _partial_of(final)
     if partial.exists() and (reason := _other_origin(partial, origin)):
         log.warning("%s starts over: %s", partial, reason)
         discard(partial)
@@ -69,6 +104,10 @@ def prepare_partial(final: Path, origin: dict[str, Any]) -> Path:
         partial.mkdir(parents=True, exist_ok=True)
         write_json(partial / "origin.json", origin)
     return partial
+
+
+def _partial_of(final: Path) -> Path:
+    return final.with_name(final.name + ".partial")
 
 
 def _other_origin(partial: Path, origin: dict[str, Any]) -> str:

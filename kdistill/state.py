@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kdistill import ranks
 from kdistill.config.schema import Training
 from kdistill.engine import Engine
 from kdistill.errors import DataError
@@ -173,8 +174,8 @@ class State:
 
 def usable_batch_size(settings: Training, samples: int) -> int:
     """`batch_size`, or all samples where there are fewer; raises `DataError` when those cannot be split."""
-    size, parts = min(settings.batch_size, samples), settings.optim.accumulate
-    if size < parts or size % parts:
+    size, parts = min(settings.batch_size, samples), settings.optim.accumulate * ranks.size()
+    if size < parts or (settings.optim.accumulate > 1 and size % parts):
         raise DataError(
             f"{samples} training samples do not make a batch of {settings.batch_size}"
             f" in {parts} equal parts; set a smaller batch_size"

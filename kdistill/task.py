@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from kdistill.config.compose import users_words, validate
 from kdistill.console import debug
-from kdistill.errors import Interrupted, KdistillError, StorageError, UserError, first_line
+from kdistill.errors import Interrupted, KdistillError, PeerLost, StorageError, UserError, first_line
 
 if TYPE_CHECKING:
     from kdistill.records import Result
@@ -75,7 +75,11 @@ def _failed(ex: Exception, runs: Path, folder: Path) -> Outcome:
     """The outcome of a job that raised: the traceback goes to the log file, one message to the user."""
     log.error("the run failed", exc_info=ex, extra={"file_only": not debug()})
     log_line = f"log: {folder / 'kdistill.log'}"
+    from kdistill import ranks
+
     known = ex if isinstance(ex, KdistillError) else storage_error(ex, runs)
+    if ranks.is_lost(ex):
+        known = PeerLost("another process of this run has ended")
     if known is None:
         message = f"{type(ex).__name__}: {first_line(ex)}\n{log_line}\nKDISTILL_DEBUG=1 shows the traceback"
         outcome = Outcome("failed", error=message, exit_code=1)

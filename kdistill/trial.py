@@ -15,7 +15,7 @@ from kdistill.data import Split
 from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
 from kdistill.files import state_bytes
-from kdistill.loop import Goal, TrainingData, predict, train_step
+from kdistill.loop import Goal, Step, TrainingData, predict, train_step
 from kdistill.resources import peak_memory, reset_peak_memory, synchronize
 from kdistill.state import State
 from kdistill.teachers import TeacherSignal
@@ -101,9 +101,10 @@ def try_fit(
 def _steps(state: State, data: TrainingData, objective: Goal, signal: TeacherSignal | None) -> Iterator[None]:
     """The training's steps, epoch after epoch without an end."""
     objective = objective.at(1 / state.settings.epochs)
+    step = Step(state.network, state.engine)
     for epoch in itertools.count():
         for batch in data.batches(epoch, state.batch_size):
-            train_step(state, batch, data.view(epoch), objective, signal)
+            train_step(state, step, batch, data.view(epoch), objective, signal)
             yield
 
 

@@ -87,7 +87,7 @@ def test_killed_between_manifest_and_rename(tmp_path: Path, monkeypatch: pytest.
     """A complete `.partial` folder is taken as it is: nothing is made twice."""
     store, calls = ArtifactStore(tmp_path), []
     with monkeypatch.context() as patched:
-        patched.setattr(artifacts, "replace", interrupt)
+        patched.setattr(partial, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             obtain(store, "x", calls=calls)
 
@@ -171,7 +171,7 @@ def test_a_run_cut_off_under_other_versions_starts_over(
 
     with monkeypatch.context() as patched:
         patched.setattr(artifacts, "versions", lambda: {"torch": "1.0"})
-        patched.setattr(artifacts, "replace" if complete else "write_manifest", interrupt)
+        patched.setattr(partial, "replace" if complete else "write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.obtain("teacher", "net", {}, "abc123", make)
     monkeypatch.setattr(artifacts, "versions", lambda: {"torch": "2.0"})
@@ -180,8 +180,8 @@ def test_a_run_cut_off_under_other_versions_starts_over(
 
     assert seen == [None, None]
     assert artifact.manifest["versions"] == {"torch": "2.0"}
-    partial = f"{artifact.folder}.partial"
-    assert caplog.messages == [f"{partial} starts over: it was begun with torch 1.0, now 2.0"]
+    unfinished = f"{artifact.folder}.partial"
+    assert caplog.messages == [f"{unfinished} starts over: it was begun with torch 1.0, now 2.0"]
 
 
 def test_a_complete_run_of_a_rebuilt_parent_starts_over(
@@ -191,7 +191,7 @@ def test_a_complete_run_of_a_rebuilt_parent_starts_over(
     store, calls = ArtifactStore(tmp_path), []
     teacher = obtain(store, "teacher 1")
     with monkeypatch.context() as patched:
-        patched.setattr(artifacts, "replace", interrupt)
+        patched.setattr(partial, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             child(store, teacher, "student 1", calls)
 
@@ -362,7 +362,7 @@ def test_a_kill_at_any_line_of_the_bookkeeping(
             if before == "a run of other versions":
                 patched.setattr(artifacts, "versions", lambda: {"torch": "1.0"})
             if before in ("a run of other versions", "a complete run"):
-                patched.setattr(artifacts, "replace", interrupt)
+                patched.setattr(partial, "replace", interrupt)
                 with pytest.raises(KeyboardInterrupt):
                     command(root, "old")
             elif force:

@@ -30,6 +30,7 @@ STUDENT = {"student", "finetuned"}
     [
         ("teacher.epochs=9", ALL),
         ("teacher.seed=1", ALL),
+        ("device.processes=2", ALL),
         ("teacher.optim.lr=0.2", ALL),
         ("teacher.params.width=12", ALL),
         ("dataset.validation=0.3", ALL),
@@ -58,6 +59,7 @@ STUDENT = {"student", "finetuned"}
         ("device.workers=3", set()),
         ("device.cache=elsewhere", set()),
         ("device.threads=1", set()),
+        ("device.processes=1", set()),
         ("runs=elsewhere", set()),
         ("force=true", set()),
     ],

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "kdistill"
 #: layer of each module or package directly under kdistill: it may import its own layer and those below
 LAYERS = [
     {"errors"},
-    {"config", "plugins", "files", "console", "logs", "stopping"},
+    {"config", "plugins", "files", "console", "logs", "stopping", "ranks", "launch"},
     {"engine", "averaging", "metrics", "optim", "records", "resources", "stored"},
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing"},

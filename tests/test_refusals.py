@@ -198,7 +198,7 @@ def test_one_sample_has_none_to_be_compared_with(loss: str, refused: Refused) ->
     assert refused(f"run loss={loss} student.batch_size=1") == f"{text} student.batch_size=1"
     assert (
         refused(f"run loss={loss} student.batch_size=4 student.optim.accumulate=4")
-        == f"{text} student.batch_size=4 in optim.accumulate=4 parts"
+        == f"{text} student.batch_size=4 in 4 parts (optim.accumulate=4)"
     )
 
 

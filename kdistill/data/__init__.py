@@ -4,7 +4,7 @@ from kdistill.data.augment import augmented
 from kdistill.data.datasets import load_data
 from kdistill.data.inputs import InputView
 from kdistill.data.mixing import Mixing
-from kdistill.data.splits import Batch, Data, Split, sample_order
+from kdistill.data.splits import Batch, Data, Split, sample_order, slices
 from kdistill.data.unlabelled import transfer
 from kdistill.data.views import Views
 
@@ -18,5 +18,6 @@ __all__ = [
     "augmented",
     "load_data",
     "sample_order",
+    "slices",
     "transfer",
 ]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import repeat
 from typing import Protocol, overload
 
 import torch
@@ -35,15 +34,23 @@ class Batch:
     mixed_with: Tensor | None = None
     share: float = 1.0
 
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        teacher_images = None if self.teacher_images is None else self.teacher_images[rows]
+        mixed_with = None if self.mixed_with is None else self.mixed_with[rows]
+        shown = self.images[rows], self.labels[rows], self.indices[rows]
+        return Batch(*shown, teacher_images, mixed_with, self.share)
+
     def chunks(self, count: int) -> Iterator[Batch]:
         """Cut into `count` consecutive parts, as alike as possible."""
         if count == 1:
             yield self
             return
-        tensors = (self.images, self.labels, self.indices, self.teacher_images, self.mixed_with)
-        for part in zip(*(repeat(None) if t is None else t.chunk(count) for t in tensors), strict=False):
-            images, labels, indices, teacher_images, mixed_with = part
-            yield Batch(images, labels, indices, teacher_images, mixed_with, self.share)
+        size = -(-len(self) // count)
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
 
 
 class Split(Protocol):

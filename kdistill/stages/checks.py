@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 
 from kdistill.config.losses import LogitLoss, MutualLoss, OwnLoss
 from kdistill.config.section import largest
@@ -46,6 +47,23 @@ def check_method(job: Job) -> None:
             " soft_targets=live asks the teacher about the mixed images",
             job.config.mixing.kind,
         )
+
+
+def check_shares(job: Job) -> None:
+    """Raise `ConfigError` for batches that `device.processes` cannot share."""
+    config, count = job.config, job.config.device.processes
+    sections = {"teacher": config.teacher, "student": config.student, "finetune": config.finetune}
+    for name, section in sections.items() if count > 1 else ():
+        size, parts = section.batch_size, section.optim.accumulate
+        if size < count:
+            raise ConfigError(
+                f"{name}.batch_size={size} is too small to be shared by device.processes={count}"
+            )
+        if parts > 1 and size % (count * parts):
+            raise ConfigError(
+                f"{name}.batch_size={size} cannot be split into {name}.optim.accumulate={parts} equal parts for each"
+                f" of device.processes={count}; a multiple of {count * parts} can"
+            )
 
 
 def _check_inputs(job: Job) -> None:
@@ -100,11 +118,11 @@ def _check_labels(job: Job) -> None:
         raise ConfigError(
             f"mixing={mixing} mixes labels, and unlabelled images have none: use one of the two"
         )
-    if unlabelled and job.config.student.optim.accumulate > 1:
+    if unlabelled and (cause := _parts_of_batches(job)[1]):
         log.warning(
             "the hard term is a mean over the labelled images of each part of a batch:"
-            " optim.accumulate=%d with dataset.unlabelled changes what is learnt",
-            job.config.student.optim.accumulate,
+            " %s with dataset.unlabelled changes what is learnt",
+            cause,
         )
     if unlabelled and loss.kind in ("ce", "label_smoothing"):
         raise ConfigError(
@@ -156,24 +174,34 @@ def _check_stored(job: Job) -> None:
 
 def _check_batch(job: Job) -> None:
     student, loss = job.config.student, job.config.loss
-    size = student.batch_size // student.optim.accumulate
+    parts, cause = _parts_of_batches(job)
+    size = student.batch_size // parts
     kinds = [loss.kind, *(term.kind for term in loss.features.values() if largest(term.weight))]
     compared = [kind for kind in kinds if kind in COMPARED_SAMPLES]
     named = max(compared, key=lambda kind: COMPARED_SAMPLES[kind], default=None)
     if named and size < COMPARED_SAMPLES[named]:
-        parts = (
-            f" in optim.accumulate={student.optim.accumulate} parts" if student.optim.accumulate > 1 else ""
-        )
         raise ConfigError(
             f"{named} compares the samples of a batch: it needs at least {COMPARED_SAMPLES[named]} of them at once,"
-            f" got student.batch_size={student.batch_size}{parts}"
+            f" got student.batch_size={student.batch_size}{f' in {parts} parts ({cause})' if cause else ''}"
         )
-    if named and student.optim.accumulate > 1:
+    if named and cause:
         log.warning(
-            "%s compares the samples of each part of a batch: optim.accumulate=%d changes what is learnt",
-            named,
-            student.optim.accumulate,
+            "%s compares the samples of each part of a batch: %s changes what is learnt", named, cause
         )
+    if "crd" in kinds and job.config.device.processes > 1:
+        raise ConfigError(
+            "crd remembers every image, and processes would each remember their own; use device.processes=1"
+        )
+
+
+def _parts_of_batches(job: Job) -> tuple[int, str]:
+    """In how many parts a student's batch is learnt from, and the settings that say so; none for the whole."""
+    settings = {
+        "optim.accumulate": job.config.student.optim.accumulate,
+        "device.processes": job.config.device.processes,
+    }
+    said = [f"{name}={count}" for name, count in settings.items() if count > 1]
+    return math.prod(settings.values()), " and ".join(said)
 
 
 def _check_features(job: Job) -> None:

@@ -12,7 +12,7 @@ from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
-from kdistill.stages.checks import check_method
+from kdistill.stages.checks import check_method, check_shares
 from kdistill.stages.distill import distill
 from kdistill.stages.finetune import check_epochs, finetune
 from kdistill.stages.job import ROLES, Job, Role
@@ -79,6 +79,7 @@ def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
     _ = job.views(seed=0)  # refused now if the images do not allow them
+    check_shares(job)
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)
@@ -209,7 +210,7 @@ def _next_command(job: Job) -> str:
     chosen = [word for word in job.overrides if word.startswith(("loss", "feature"))]
     if job.config.loss.kind == "ce":
         return job.command("run", [*free, "loss=kd"])
-    if job.previous is not None:
+    if job.previous is not None or job.config.device.processes > 1:
         return job.command("run", [*free, "loss=ce"])
     method = next((word for word in chosen if word.startswith("loss=")), "loss=kd")
     if all(word == method for word in chosen):

@@ -37,6 +37,7 @@ def distill(job: Job) -> Artifact:
         lambda work: train_network(job, work, _course(job, parents)),
         parents=parents,
         force=job.forced("distill"),
+        together=True,
     )
 
 

@@ -29,6 +29,7 @@ def finetune(job: Job) -> Artifact:
         lambda work: train_network(job, work, course(job, lambda: job.load(student))),
         parents={"student": student},
         force=job.forced("finetune"),
+        together=True,
     )
 
 

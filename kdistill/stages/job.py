@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdistill import plugins
+from kdistill import plugins, ranks
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config import folders
 from kdistill.config.data import Dataset
@@ -21,7 +21,7 @@ from kdistill.config.models import kind_of
 from kdistill.config.schema import Config, Model
 from kdistill.data import Data, InputView, Split, Views, augmented, load_data, transfer
 from kdistill.engine import Engine
-from kdistill.errors import MissingArtifact, ModelError
+from kdistill.errors import ConfigError, MissingArtifact, ModelError
 from kdistill.identity import Identity, key_of
 from kdistill.models import Classifier, fit_state, load_state, rebuild
 from kdistill.stages.given import Role, content_of
@@ -53,7 +53,7 @@ class Job:
     def open(cls, config: Config, overrides: Sequence[str] = ()) -> Job:
         """The job of the last step of a config's chain; the steps before are its `previous` ones."""
         job = None
-        for step in config.steps:
+        for step in _of_all_ranks(config).steps:
             job = cls(step, overrides, job)
         assert job is not None
         return job
@@ -271,6 +271,18 @@ class Job:
 
     def label(self, role: Role) -> str:
         return self.section(role).name.replace("/", "-")
+
+
+def _of_all_ranks(config: Config) -> Config:
+    """The config with the number of processes that torchrun started; raises `ConfigError` where it says another."""
+    device, started = config.device, ranks.size()
+    if started == 1 or device.processes == started:
+        return config
+    if device.processes > 1:
+        raise ConfigError(
+            f"device.processes={device.processes}, but torchrun started {started}; leave device.processes out"
+        )
+    return config.model_copy(update={"device": device.model_copy(update={"processes": started})})
 
 
 def role_of(kind: str, member: str) -> str:

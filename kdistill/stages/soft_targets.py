@@ -64,7 +64,9 @@ def check_soft_targets(teachers: Sequence[Job]) -> None:
     """
     missing = 0
     for job in teachers:
-        key = key_of(job.identity.soft_targets)  # first: a teacher brought along that is not there says so here
+        key = key_of(
+            job.identity.soft_targets
+        )  # first: a teacher brought along that is not there says so here
         layout = layout_for(job, count_outputs(job, job.find_teacher()))
         # what a cut-off run has begun has its space already
         if job.store.find("soft-targets", key) is None and not job.store.is_begun("soft-targets", key):

@@ -40,6 +40,7 @@ def train_teacher(job: Job) -> Artifact:
         key_of(parts),
         lambda work: _fit(job, work) if kind == "estimator" else train_network(job, work, course(job)),
         force=job.forced("train-teacher"),
+        together=kind != "estimator",
     )
 
 

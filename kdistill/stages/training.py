@@ -113,5 +113,6 @@ def describe(job: Job, role: Role, network: Classifier) -> dict[str, Any]:
         "std": network.std.flatten().tolist(),
         "left_out": job.data.train.skipped + job.data.validation.skipped,  # corrupt images
         "device": str(job.engine.device),
+        "processes": job.config.device.processes,
         "command": job.command(job.config.stage),
     }

@@ -1,0 +1,104 @@
+"""`device.processes=N`: the command starts itself N times with torchrun's launcher, and answers for all of them.
+
+Under `torchrun` itself (and here, in the processes that were started) the command is one of several ranks: only
+the main one is heard. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from kdistill.errors import Interrupted, PeerLost, RunError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+GO_ON = "Give the same command again: it goes on from the state that was saved last"
+#: exit codes of a rank that ends because another one did
+STOPPED = (-signal.SIGTERM, PeerLost.exit_code)
+#: torch's text for a rank that left no message
+NO_MESSAGE = "<NONE>"
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def is_heard() -> bool:
+    """Whether this process speaks to the user: it is alone, or the main rank."""
+    return not is_rank() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def own_place() -> Iterator[list[str]]:
+    """Let a rank that is not heard write neither to the console nor into the run's folder; yields Hydra's overrides."""
+    if is_rank():
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # of every rank the same advice to torch's users
+    if is_heard():
+        yield []
+        return
+    console = sys.stdout, sys.stderr
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        sys.stdout = sys.stderr = nowhere
+        try:
+            yield [f"hydra.run.dir='{folder}'"]
+        finally:
+            sys.stdout, sys.stderr = console
+
+
+def start(argv: Sequence[str], processes: int) -> int:
+    """Run the command line `argv` in several processes on this machine; returns the exit code.
+
+    Raises `RunError` with one message when one of them ends: it cannot be done without.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.disable()  # the launcher reports in its own words what is said here in one line
+    with tempfile.TemporaryDirectory() as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id="kdistill",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "kdistill", *argv)
+        except ChildFailedError as ex:
+            return _answer(ex.failures, processes)
+        except SignalException:
+            return Interrupted.exit_code  # the main rank has told it
+        finally:
+            logging.disable(logging.NOTSET)
+    return 0
+
+
+def _answer(failures: Mapping[int, ProcessFailure], processes: int) -> int:
+    """The exit code of what the main rank has told already; raises `RunError` for what happened to another one."""
+    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in STOPPED}
+    rank, failure = min((causes or failures).items(), key=lambda item: item[0])
+    which = f"process {rank} of {processes}, counted from 0,"
+    if failure.exitcode < 0:
+        raise RunError(f"{which} was ended by {signal.Signals(-failure.exitcode).name}. {GO_ON}")
+    if failure.exitcode == PeerLost.exit_code:
+        raise RunError(f"{which} lost the others. {GO_ON}")
+    message = failure.error_file_data.get("message")
+    if message != NO_MESSAGE:
+        raise RunError(f"{which} failed: {message}. {GO_ON}")
+    return failure.exitcode

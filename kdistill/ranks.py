@@ -1,0 +1,216 @@
+"""Several processes that train one network: which one this is, its share of the work, what all of them agree on.
+
+A process is a rank, counted from 0; rank 0 is the main one: it writes the files and speaks. In a process that is
+alone nothing here costs anything. Every function that talks to the other ranks must be called by all of them, in
+the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdistill.errors import DataError, PeerLost
+
+#: ranks may wait this long, as for soft targets that the main one makes; a rank that died is noticed at once
+PATIENCE = timedelta(days=7)
+#: how long another rank waits for the main one to say what went wrong, before it says so itself
+HEARING_SECONDS = 5
+#: what ranks tell each other outside of the work
+_store: dist.Store | None = None
+
+
+class Rows(Protocol):
+    """What can be shared: a tensor, a tuple, a `kdistill.data.Batch`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+Shared = TypeVar("Shared", bound=Rows)
+
+
+def join() -> None:
+    """Become one of the ranks that torchrun started (`RANK`, `WORLD_SIZE`); raises torch's own errors."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    global _store
+    _store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("work", _store), rank=rank, world_size=size, timeout=PATIENCE
+    )
+    atexit.register(dist.destroy_process_group)
+
+
+def leave(message: str, code: int) -> int:
+    """End with an error; returns the exit code. The main rank has said it, and the others hear so and say nothing.
+
+    What the main one does not say, as it happened to another rank alone, is kept for who started that.
+    """
+    if _store is None or (is_main() and code == PeerLost.exit_code):
+        return code
+    if is_main():
+        _store.set("told", str(code))
+        return code
+    try:
+        _store.wait(["told"], timedelta(seconds=HEARING_SECONDS))
+        return int(_store.get("told"))
+    except (dist.DistError, RuntimeError):
+        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if file and code != PeerLost.exit_code:
+            Path(file).write_text(json.dumps({"message": message.partition("\n")[0]}))
+        return code
+
+
+def size() -> int:
+    """Number of ranks; 1 where this process is alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """This rank's number on its machine: the GPU that is its own."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
+
+
+def local_size(processes: int) -> int:
+    """How many of `processes` run on this machine; all of them where they are still to be started."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if dist.is_initialized() else processes
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether another rank has ended, and this error is only what this one notices of it."""
+    return size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+# --- work ---
+
+
+def share(items: Shared) -> Shared:
+    """This rank's consecutive part of the items; parts differ by one item at most.
+
+    Raises `DataError` for fewer items than ranks.
+    """
+    count = len(items)
+    if count < size():
+        raise DataError(f"{count} samples or batches cannot be shared among {size()} processes; use fewer")
+    part: Shared = items[count * rank() // size() : count * (rank() + 1) // size()]
+    return part
+
+
+def weight(count: int) -> float:
+    """What the mean over this rank's share of `count` samples weighs in the mean over all ranks; 1 for equal shares."""
+    return len(share(torch.arange(count))) * size() / count if size() > 1 else 1.0
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """Have gradients averaged over the ranks in `backward`; on GPUs batch norm sees the samples of all ranks.
+
+    What `forward` returns must hold all that is learnt from. Buffers are the main rank's at every `forward`.
+    """
+    if size() == 1:
+        return module
+    device = next(module.parameters()).device
+    if device.type != "cuda":
+        return DistributedDataParallel(module, find_unused_parameters=True)
+    nn.SyncBatchNorm.convert_sync_batchnorm(module)  # replaces layers within the module
+    return DistributedDataParallel(module, device_ids=[device], find_unused_parameters=True)
+
+
+def only_adding(module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Around a part of a batch: gradients are only added up, and averaged over the ranks with the `last` part."""
+    wrapped = isinstance(module, DistributedDataParallel)
+    return module.no_sync() if wrapped and not last else contextlib.nullcontext()  # type: ignore[operator]
+
+
+def own_randomness() -> None:
+    """Draw other random numbers (dropout) than the main rank from here on."""
+    if rank():
+        torch.manual_seed(torch.initial_seed() + rank())
+
+
+# --- what all agree on ---
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows `[n, ...]` of all ranks, on the CPU, in the order of the ranks; each may have another n."""
+    if size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    longest = max(int(count) for count in counts)
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+    received = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(received, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(received, counts, strict=True)])
+
+
+def mean(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each scalar's mean over the ranks."""
+    if size() == 1:
+        return terms
+    total = torch.stack([value.float() for value in terms.values()])
+    dist.all_reduce(total)
+    return dict(zip(terms, total / size(), strict=True))
+
+
+def agree(flag: bool) -> bool:
+    """Whether any rank says so."""
+    if size() == 1:
+        return flag
+    said = torch.tensor([flag], dtype=torch.int32)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return bool(said)
+
+
+def decided(flag: bool) -> bool:
+    """What the main rank says."""
+    return agree(flag and is_main())
+
+
+def align(network: nn.Module) -> None:
+    """Give every rank the main one's buffers, such as the statistics of batch norm."""
+    if size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    agree(False)
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main rank do it alone first, such as a download, and then the others."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def refuse_idle() -> None:
+    """Raise `DataError` where this rank has no readable image for a step, and the others would wait for it."""
+    if size() > 1:
+        raise DataError(
+            f"none of the images that process {rank()} has of a batch can be decoded: mend or remove the corrupt"
+            " files, or use device.processes=1"
+        )
