@@ -33,6 +33,7 @@ from kdistill.loop import TrainingData, fit
 from kdistill.losses import build_objective
 from kdistill.optim import build_optimizer
 from kdistill.stages.job import Job
+from kdistill.stored import Reader, layout_of
 from kdistill.teachers import StoredTeacher
 
 STUDENTS = {
@@ -41,8 +42,8 @@ STUDENTS = {
     "resnet8": ["student=resnet8"],
     "resnet20": ["student=resnet20"],
 }
-#: training samples of one epoch: about a second for each student
-SAMPLES = {"tiny": 48_000, "resnet8": 9_000, "resnet20": 3_000}
+#: training samples of one epoch: from half a second to some seconds
+SAMPLES = {"tiny": 12_000, "resnet8": 9_000, "resnet20": 3_000}
 WAYS = ("distil", "plain", "limit")
 
 
@@ -85,14 +86,14 @@ def ways_of(words: list[str], folder: Path) -> dict[str, Callable[[], float]]:
     job = Job.open(load_config(*words))
     config, engine = job.config, job.engine
     split = job.data.train.to(engine.device)
-    path = folder / "logits.npy"
-    logits = np.random.default_rng(0).normal(0, 4, (1, len(split), len(job.data.classes)))
-    np.save(path, logits.astype(np.float16))
+    layout = layout_of({"shape": (1, len(split), len(job.data.classes)), "dtype": "float16"})
+    path = folder / layout.file
+    np.save(path, np.random.default_rng(0).normal(0, 4, layout.shape).astype(np.float16))
 
     def loop(loss: str) -> float:
         network = job.build("student")
         objective = build_objective(load_config(*words, f"loss={loss}").loss)
-        signal = StoredTeacher(path, engine.device) if objective.needs_teacher else None
+        signal = StoredTeacher(Reader(path, layout, engine.device)) if objective.needs_teacher else None
         data = TrainingData(split, job.student_views, order_seed=0)
         validation = split.select(torch.arange(1))  # it is no part of a step
         fitted = fit(network, data, validation, objective, config.student, engine, signal=signal)
