@@ -1,8 +1,8 @@
 """Several processes that train one network: which one this is, its share of the work, what all of them agree on.
 
-A process is a rank, counted from 0; rank 0 is the main one: it speaks, and writes all files but stored soft targets. In a
-process that is alone nothing here costs anything. Every function that talks to the other ranks must be called by all of them, in
-the same order.
+A process is a rank, counted from 0; rank 0 is the main one: it speaks, and writes the files (of stored soft targets
+each rank writes its part). In a process that is alone nothing here costs anything. Every function that talks to the
+other ranks must be called by all of them, in the same order.
 """
 
 from __future__ import annotations

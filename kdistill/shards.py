@@ -1,8 +1,8 @@
 """Work in batches that several processes do side by side: which batches are whose, and which are done.
 
 The work is a table of V views of B batches. What is left of it is cut into shards, one for each process: consecutive
-batches, with all of their views. Each process keeps in a file of its own what is done; a run that was cut off goes on from
-all of these files, also with another number of processes.
+batches, with all of their views. Each process keeps in a file of its own what is done; a run that was cut off goes on
+from all of these files, also with another number of processes.
 """
 
 from __future__ import annotations

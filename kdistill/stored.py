@@ -177,7 +177,7 @@ class Writer:
         """Store logits `[N, K]` of samples `indices`, int64 `[N]`; raises `RunError` as `Layout.pack` does."""
         rows, places = np.ascontiguousarray(self._layout.pack(logits)), indices.cpu().numpy()
         gaps = np.flatnonzero(np.diff(places) != 1) + 1
-        with self._path.open("wb", opener=_as_it_is) as file:
+        with open(self._path, "wb", opener=_as_it_is) as file:
             for run, place in zip(np.split(rows, gaps), np.split(places, gaps), strict=True):
                 file.seek(self._start + (view * self._layout.shape[1] + place[0]) * self._layout.row.itemsize)
                 file.write(run.data)

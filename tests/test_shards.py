@@ -75,9 +75,7 @@ def test_shards_are_all_of_it(tmp_path: Path, in_turn: AsRank, batches: int, siz
     assert max(counts) - min(counts) <= 1
 
 
-def test_what_is_left_is_cut_anew(
-    tmp_path: Path, in_turn: AsRank, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_left_is_cut_anew(tmp_path: Path, in_turn: AsRank, caplog: pytest.LogCaptureFixture) -> None:
     """Two ranks did three of eight batches, one rank goes on; a damaged file's batches are done again."""
     for rank, numbers in enumerate([[0], [4, 5]]):
         in_turn(rank, 2)
@@ -200,7 +198,7 @@ def test_a_file_that_is_gone_is_begun_anew(teacher: Path, tmp_path: Path, in_tur
 
 def start(runs: Path, teacher: Path, processes: int, *words: str) -> subprocess.Popen[str]:
     (folder,) = (teacher / "artifacts" / "teacher").iterdir()
-    given = ("teacher=folder", f"teacher.weights={folder}", "~teacher.params.width")
+    given = ("teacher=folder", f"teacher.weights={folder}")
     common = [word for word in WORDS if not word.startswith("teacher")]
     command = [sys.executable, "-m", "kdistill", "soft-targets", *common, *given, f"runs={runs}"]
     command += [f"device.processes={processes}", *words]

@@ -121,7 +121,7 @@ def _create(job: Job, path: Path, layout: Layout) -> Writer:
 
 
 def _generate(job: Job, teacher: Artifact, work: Work) -> None:
-    """Ask the teacher about all views of all samples; of several ranks each has its shard, and all write to one file."""
+    """Ask the teacher about all views of all samples; of several ranks each writes its shard of the one file."""
     signal = live_teacher(job, teacher)
     outputs = signal.logits(job.first_images(1)).shape[1]  # perhaps of other classes
     layout = layout_for(job, outputs)
