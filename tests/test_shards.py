@@ -1,7 +1,6 @@
 """Soft targets by several processes: whose batches are whose, the same file as by one process, going on after a cut."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdistill import load_config, ranks, train_teacher
+from kdistill import load_config, make_soft_targets, ranks, train_teacher
 from kdistill.artifacts import Artifact, Work
 from kdistill.errors import Interrupted
 from kdistill.partial import Assistance
@@ -196,12 +195,14 @@ def test_a_file_that_is_gone_is_begun_anew(teacher: Path, tmp_path: Path, in_tur
 # --- several processes ---
 
 
-def start(runs: Path, teacher: Path, processes: int, *words: str) -> subprocess.Popen[str]:
+def words(runs: Path, teacher: Path, *more: str) -> list[str]:
     (folder,) = (teacher / "artifacts" / "teacher").iterdir()
-    given = ("teacher=folder", f"teacher.weights={folder}")
     common = [word for word in WORDS if not word.startswith("teacher")]
-    command = [sys.executable, "-m", "kdistill", "soft-targets", *common, *given, f"runs={runs}"]
-    command += [f"device.processes={processes}", *words]
+    return [*common, "teacher=folder", f"teacher.weights={folder}", f"runs={runs}", *more]
+
+
+def start(*settings: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kdistill", "soft-targets", *settings]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -214,15 +215,16 @@ def made(runs: Path) -> Artifact:
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_make_the_artifact_of_one(teacher: Path, tmp_path: Path, processes: int) -> None:
     """The same key and the same bytes; one log."""
-    for count in (1, processes):
-        process = start(tmp_path / str(count), teacher, count)
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert re.findall(r"soft targets view \d/3", err) == [f"soft targets view {n}/3" for n in (1, 2, 3)]
-    one, several = made(tmp_path / "1"), made(tmp_path / str(processes))
+    alone = make_soft_targets(load_config(*words(tmp_path / "alone", teacher)))
+    process = start(*words(tmp_path / "several", teacher, f"device.processes={processes}"))
+    _, err = process.communicate(timeout=300)
+    several = made(tmp_path / "several")
 
-    assert several.folder.name == one.folder.name
-    assert several.digest == one.digest
+    assert [line.split("  ")[0] for line in err.splitlines()] == [
+        f"soft targets view {n}/3" for n in (1, 2, 3)
+    ]
+    assert several.folder.name == alone.folder.name
+    assert several.digest == alone.digest
     assert sorted(path.name for path in several.folder.iterdir()) == ["logits.npy", "manifest.json"]
 
 
@@ -230,8 +232,8 @@ def test_processes_make_the_artifact_of_one(teacher: Path, tmp_path: Path, proce
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes in /proc")
 def test_a_killed_process_ends_the_job_which_goes_on(teacher: Path, tmp_path: Path) -> None:
     """One message; then Ctrl-C, which all hear; then alone, to the same file as without all that."""
-    words = ("soft_targets.views=100",)
-    process = start(tmp_path / "cut", teacher, 2, *words)
+    settings = words(tmp_path / "cut", teacher, "soft_targets.views=100")
+    process = start(*settings, "device.processes=2")
     list(lines_until(process, "soft targets view 3/"))
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
@@ -241,15 +243,14 @@ def test_a_killed_process_ends_the_job_which_goes_on(teacher: Path, tmp_path: Pa
         " that was saved last"
     ]
 
-    process = start(tmp_path / "cut", teacher, 2, *words)
+    process = start(*settings, "device.processes=2")
     assert "soft targets: going on at batch" in "".join(lines_until(process, "soft targets view"))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "stopped; the state is saved: give the same command again to go on"
 
-    for runs in ("cut", "straight"):
-        process = start(tmp_path / runs, teacher, 1, *words)
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-    assert made(tmp_path / "cut").digest == made(tmp_path / "straight").digest
+    finished = make_soft_targets(load_config(*settings))
+    straight = make_soft_targets(load_config(*settings, f"runs={tmp_path / 'straight'}"))
+    assert finished.folder == made(tmp_path / "cut").folder
+    assert finished.digest == straight.digest
