@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -79,6 +80,16 @@ class State:
         epoch = min(self.epoch + 1, self.settings.epochs)
         return f"epoch {epoch}/{self.settings.epochs} step {self.step}/{self.steps_per_epoch}"
 
+    @property
+    def looks_at_loss(self) -> bool:
+        """Whether this step's loss is looked at: each on a CPU, elsewhere now and then, and the epoch's last."""
+        return (self.step + 1) % self.engine.look_every == 0 or self.step + 1 == self.steps_per_epoch
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all terms of the running epoch's steps are finite numbers."""
+        return not self.sums or bool(torch.stack(list(self.sums.values())).isfinite().all())
+
     def set_learning_rate(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.steps_done)
@@ -92,11 +103,11 @@ class State:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
+        self.step += 1
 
     def record(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.float()
-        self.step += 1
 
     def mean_terms(self) -> dict[str, float]:
         """Mean of the loss and of its terms over the running epoch."""
