@@ -48,7 +48,9 @@ def test_the_gpu_benchmark_on_a_cpu(
     assert row["epoch s"] == pytest.approx(512 / row["distil"], abs=1e-3)
     # three convolutions' worth: 16x16x16 outputs of 27 inputs, 8x8x32 of 144, a linear layer
     operations = 6 * (16 * 16 * 16 * 27 + 8 * 8 * 32 * 144 + 32 * 10)
-    assert row["limit use"] == pytest.approx(row["limit"] * operations / found["peak TFLOP/s"] / 1e12, rel=0.2)
+    assert row["limit use"] == pytest.approx(
+        row["limit"] * operations / found["peak TFLOP/s"] / 1e12, rel=0.2
+    )
     (made,) = found["soft targets"]
     assert made["teacher"] == "resnet8"
     assert made["generate"] > 0

@@ -247,11 +247,20 @@ def test_a_gpu_s_loss_is_looked_at_now_and_then(
         return Outputs(torch.full((len(batch.labels), 4), value))
 
     objective = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)
-    expected = rf"^the loss is not finite at epoch 2/3 step {step}/6, or up to 4 steps before \(terms: .*=nan\);"
+    expected = (
+        rf"^the loss is not finite at epoch 2/3 step {step}/6, or up to 4 steps before \(terms: .*=nan\);"
+    )
     with pytest.raises(Diverged, match=expected + " what is saved has not moved on it"):
         fit(
-            network("mlp"), DATA, VALIDATION, objective, settings(epochs=3), CPU,
-            signal=signal_then_nan, checkpoint=memory, checkpoint_seconds=seconds,
+            network("mlp"),
+            DATA,
+            VALIDATION,
+            objective,
+            settings(epochs=3),
+            CPU,
+            signal=signal_then_nan,
+            checkpoint=memory,
+            checkpoint_seconds=seconds,
         )
 
     assert memory.saves == saves

@@ -29,8 +29,8 @@ from kdistill.stored import AllLogits, Reader
 from kdistill.tasks import CLASSIFICATION
 from kdistill.teachers import MappedTeacher, StoredTeacher
 from tests.test_feature_losses_terms import LABELS, STUDENTS, TEACHERS, build
-from tests.test_losses_contract import LOSSES
 from tests.test_loop import VIEWS, images, network, settings
+from tests.test_losses_contract import LOSSES
 
 GPU = torch.device("meta")
 
@@ -119,7 +119,7 @@ def test_augmentation() -> None:
 def test_teachers_of_other_classes() -> None:
     """The table of classes is brought to the GPU once."""
     logits = Outputs(torch.zeros(16, 4, device=GPU))
-    for student in (["a", "b", "c"], ["b", "d"]):
+    for student in (["a", "b", "c"], ["b", "d", "unknown"]):
         teacher = MappedTeacher(lambda *_: logits, class_map(["a", "b", "c", "d"], student, None))
         assert not copies_of(lambda teacher=teacher: teacher(None, 0, 1.0))
 

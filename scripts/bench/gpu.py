@@ -46,9 +46,16 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "gpu.py: torch finds no CUDA device; --device cpu --samples 512 tries the code on a CPU\n")
+        parser.exit(
+            2, "gpu.py: torch finds no CUDA device; --device cpu --samples 512 tries the code on a CPU\n"
+        )
     device = torch.device(args.device)
-    words = [f"device={args.device}", "device.precision=bf16", *images_like_cifar(args.samples), *args.settings]
+    words = [
+        f"device={args.device}",
+        "device.precision=bf16",
+        *images_like_cifar(args.samples),
+        *args.settings,
+    ]
 
     peak = peak_rate(device)
     students = [
