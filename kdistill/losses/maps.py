@@ -106,6 +106,5 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
     errors = [F.mse_loss(student, teacher)]
     errors += [F.mse_loss(pool_to(student, (s, s)), pool_to(teacher, (s, s))) for s in sizes]
     weights = [0.5**level for level in range(len(errors))]
-    return torch.stack([weight * error for weight, error in zip(weights, errors, strict=True)]).sum() / sum(
-        weights
-    )
+    weighted = [weight * error for weight, error in zip(weights, errors, strict=True)]
+    return torch.stack(weighted).sum() / sum(weights)
