@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,8 @@ from kdistill.tasks import Task
 from kdistill.teachers import TeacherSignal
 
 log = logging.getLogger("kdistill")
+#: so many bytes of small images are augmented at once; they fit the cache of a CPU
+AT_ONCE_BYTES = 2**20
 
 
 class Checkpoint(Protocol):
@@ -88,14 +91,25 @@ class TrainingData:
         parts = slices(order[start * batch_size : whole], batch_size)
         if self.mixing is None:  # else a partner may be in another rank's share
             parts = [ranks.share(part) for part in parts]
-        for step, batch in enumerate(self.split.read(parts), start):
-            if not len(batch):
-                ranks.refuse_idle()
-                continue
-            images = self.views(batch.images, batch.indices, view)
-            shown = self.teacher_views(batch.images, batch.indices, view) if self.teacher_views else None
-            batch = Batch(images, batch.labels, batch.indices, shown)
-            yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
+        step = start
+        for group in _groups(self.split.read(parts)):
+            for batch in self._shown(group, view):
+                if len(batch):
+                    yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
+                else:
+                    ranks.refuse_idle()
+                step += 1
+
+    def _shown(self, group: Sequence[Batch], view: int) -> Iterator[Batch]:
+        """The batches as they are shown, all augmented at once: what their small operations cost is paid once."""
+        images, indices = (torch.cat([getattr(b, name) for b in group]) for name in ("images", "indices"))
+        shown = self.views(images, indices, view)
+        to_teacher = self.teacher_views(images, indices, view) if self.teacher_views else None
+        done = 0
+        for batch in group:
+            rows = slice(done, done := done + len(batch))
+            theirs = None if to_teacher is None else to_teacher[rows]
+            yield Batch(shown[rows], batch.labels, batch.indices, theirs)
 
     def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
         assert self.mixing is not None
@@ -105,6 +119,18 @@ class TrainingData:
             shown = self.mixing.mix(shown, batch.labels, epoch, step, self.classes).images
         others = batch.indices[mixed.partner]
         return Batch(mixed.images, mixed.labels, batch.indices, shown, others, mixed.lam)
+
+
+def _groups(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    """Consecutive batches, together about `AT_ONCE_BYTES` of images; larger ones each by itself."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(one.images.nbytes for one in group) + batch.images.nbytes > AT_ONCE_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def fit(
@@ -199,9 +225,9 @@ def train_step(
 ) -> None:
     """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`."""
     state.set_learning_rate()
-    terms = _accumulate_gradients(state, step, batch, view, objective, signal)
+    names, terms = _accumulate_gradients(state, step, batch, view, objective, signal)
     state.optimizer_step()
-    state.record(terms)
+    state.record(names, terms)
 
 
 def _accumulate_gradients(
@@ -211,27 +237,30 @@ def _accumulate_gradients(
     view: int,
     objective: Goal,
     signal: TeacherSignal | None,
-) -> dict[str, Tensor]:
-    """Backward through a batch, in parts to save memory; returns each term's mean over the batch."""
-    totals: dict[str, Tensor] = {}
+) -> tuple[tuple[str, ...], Tensor]:
+    """Backward through a batch, in parts to save memory; returns the terms' names and means over the batch, `[terms]`."""
+    means: list[Tensor] = []
     parts = list(batch.chunks(state.settings.optim.accumulate))
     for part in parts:
         share = len(part) / len(batch) * ranks.weight(state.batch_size)
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
         with ranks.only_adding(step, last=part is parts[-1]):
             terms = step(part, objective, teacher)
-            loss = share * torch.stack(list(terms.values())).sum()
-            state.scaler.scale(loss).backward()
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + share * value.detach()
-    totals = ranks.mean(totals)
-    if not torch.stack(list(totals.values())).isfinite().all():
-        raise Diverged(_divergence(state, totals))
-    return totals
+            state.scaler.scale(_times(share, reduce(torch.add, terms.values()))).backward()
+        means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
+    names, total = tuple(terms), ranks.mean(reduce(torch.add, means))
+    if not math.isfinite(total.sum()):
+        raise Diverged(_divergence(state, names, total))
+    return names, total
 
 
-def _divergence(state: State, terms: dict[str, Tensor]) -> str:
-    values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+def _times(share: float, value: Tensor) -> Tensor:
+    """Their product; of a small network's step, the operation saved for a share of 1 is a measurable part."""
+    return value if share == 1 else share * value
+
+
+def _divergence(state: State, names: Sequence[str], terms: Tensor) -> str:
+    values = ", ".join(f"{name}={value:g}" for name, value in zip(names, terms.tolist(), strict=True))
     return (
         f"the loss is not finite at {state.where} (terms: {values}); the weights have not moved on it."
         f" A smaller optim.lr (now {state.settings.optim.lr:g}), optim.clip_norm=1 or device.precision=fp32 may help"

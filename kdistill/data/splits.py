@@ -119,7 +119,7 @@ class ArraySplit:
     def read(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
         for indices in parts:
             indices = indices.to(self.labels.device)
-            yield Batch(self.images.index_select(0, indices), self.labels[indices], indices)
+            yield Batch(self.images.index_select(0, indices), self.labels.index_select(0, indices), indices)
 
     def to(self, device: torch.device) -> ArraySplit:
         return ArraySplit(self.images.to(device), self.labels.to(device), self.skipped, self.names)
