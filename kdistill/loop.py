@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,8 @@ from kdistill.tasks import Task
 from kdistill.teachers import TeacherSignal
 
 log = logging.getLogger("kdistill")
+#: so many bytes of small images are augmented at once; they fit the cache of a CPU
+AT_ONCE_BYTES = 2**20
 
 
 class Checkpoint(Protocol):
@@ -88,14 +91,25 @@ class TrainingData:
         parts = slices(order[start * batch_size : whole], batch_size)
         if self.mixing is None:  # else a partner may be in another rank's share
             parts = [ranks.share(part) for part in parts]
-        for step, batch in enumerate(self.split.read(parts), start):
-            if not len(batch):
-                ranks.refuse_idle()
-                continue
-            images = self.views(batch.images, batch.indices, view)
-            shown = self.teacher_views(batch.images, batch.indices, view) if self.teacher_views else None
-            batch = Batch(images, batch.labels, batch.indices, shown)
-            yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
+        step = start
+        for group in _groups(self.split.read(parts)):
+            for batch in self._shown(group, view):
+                if len(batch):
+                    yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
+                else:
+                    ranks.refuse_idle()
+                step += 1
+
+    def _shown(self, group: Sequence[Batch], view: int) -> Iterator[Batch]:
+        """The batches as they are shown, all augmented at once: what their small operations cost is paid once."""
+        images, indices = (torch.cat([getattr(b, name) for b in group]) for name in ("images", "indices"))
+        shown = self.views(images, indices, view)
+        to_teacher = self.teacher_views(images, indices, view) if self.teacher_views else None
+        done = 0
+        for batch in group:
+            rows = slice(done, done := done + len(batch))
+            theirs = None if to_teacher is None else to_teacher[rows]
+            yield Batch(shown[rows], batch.labels, batch.indices, theirs)
 
     def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
         assert self.mixing is not None
@@ -105,6 +119,18 @@ class TrainingData:
             shown = self.mixing.mix(shown, batch.labels, epoch, step, self.classes).images
         others = batch.indices[mixed.partner]
         return Batch(mixed.images, mixed.labels, batch.indices, shown, others, mixed.lam)
+
+
+def _groups(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    """Consecutive batches, together about `AT_ONCE_BYTES` of images; larger ones each by itself."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(one.images.nbytes for one in group) + batch.images.nbytes > AT_ONCE_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def fit(
@@ -200,10 +226,10 @@ def train_step(
 ) -> None:
     """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`."""
     state.set_learning_rate()
-    terms = _accumulate_gradients(state, step, batch, view, objective, signal)
-    state.record(terms)
+    names, terms = _accumulate_gradients(state, step, batch, view, objective, signal)
+    state.record(names, terms)
     if state.looks_at_loss and not state.is_finite:
-        raise Diverged(_divergence(state, terms))
+        raise Diverged(_divergence(state, names, terms))
     state.optimizer_step()
 
 
@@ -214,24 +240,27 @@ def _accumulate_gradients(
     view: int,
     objective: Goal,
     signal: TeacherSignal | None,
-) -> dict[str, Tensor]:
-    """Backward through a batch, in parts to save memory; returns each term's mean over the batch."""
-    totals: dict[str, Tensor] = {}
+) -> tuple[tuple[str, ...], Tensor]:
+    """Backward through a batch, in parts to save memory; returns the terms' names and means over the batch, `[terms]`."""
+    means: list[Tensor] = []
     parts = list(batch.chunks(state.settings.optim.accumulate))
     for part in parts:
         share = len(part) / len(batch) * ranks.weight(state.batch_size)
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
         with ranks.only_adding(step, last=part is parts[-1]):
             terms = step(part, objective, teacher)
-            loss = share * torch.stack(list(terms.values())).sum()
-            state.scaler.scale(loss).backward()
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + share * value.detach()
-    return ranks.mean(totals)
+            state.scaler.scale(_times(share, reduce(torch.add, terms.values()))).backward()
+        means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
+    return tuple(terms), ranks.mean(reduce(torch.add, means))
 
 
-def _divergence(state: State, terms: dict[str, Tensor]) -> str:
-    values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+def _times(share: float, value: Tensor) -> Tensor:
+    """Their product; of a small network's step, the operation saved for a share of 1 is a measurable part."""
+    return value if share == 1 else share * value
+
+
+def _divergence(state: State, names: Sequence[str], terms: Tensor) -> str:
+    values = ", ".join(f"{name}={value:g}" for name, value in zip(names, terms.tolist(), strict=True))
     every = state.engine.look_every
     where = state.where if every == 1 else f"{state.where}, or up to {every} steps before"
     unmoved = "the weights have" if every == 1 else "what is saved has"
@@ -313,8 +342,8 @@ class _Saver:
         self._stop_if(asked)
 
     def save(self) -> None:
-        if not self.state.is_finite:
-            raise Diverged(_divergence(self.state, self.state.sums))
+        if self.state.sums is not None and not self.state.is_finite:
+            raise Diverged(_divergence(self.state, self.state.terms, self.state.sums))
         if self.checkpoint:
             self.checkpoint.save_checkpoint(self.state.state_dict())
         self._last = time.monotonic()

@@ -122,7 +122,7 @@ class ArraySplit:
         # all at once: a copy for each batch would wait for a GPU each time
         wanted = torch.cat(list(parts)).to(self.labels.device)
         for indices in wanted.split([len(part) for part in parts]):
-            yield Batch(self.images.index_select(0, indices), self.labels[indices], indices)
+            yield Batch(self.images.index_select(0, indices), self.labels.index_select(0, indices), indices)
 
     def to(self, device: torch.device) -> ArraySplit:
         return ArraySplit(self.images.to(device), self.labels.to(device), self.skipped, self.names)
