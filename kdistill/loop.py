@@ -154,7 +154,8 @@ def fit(
     state is a candidate for `keep: best`: fine-tuning never ends worse on validation than it began.
 
     Raises:
-        Diverged: the loss is not finite; the optimizer has not moved on it.
+        Diverged: the loss is not finite. On a CPU the optimizer has not moved on it; elsewhere it is found some steps
+            later, and no state that has moved on it is saved.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     state = State(network, len(data.split), settings, engine, objective.task)
@@ -226,8 +227,10 @@ def train_step(
     """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`."""
     state.set_learning_rate()
     names, terms = _accumulate_gradients(state, step, batch, view, objective, signal)
-    state.optimizer_step()
     state.record(names, terms)
+    if state.looks_at_loss and not state.is_finite:
+        raise Diverged(_divergence(state, names, terms))
+    state.optimizer_step()
 
 
 def _accumulate_gradients(
@@ -248,10 +251,7 @@ def _accumulate_gradients(
             terms = step(part, objective, teacher)
             state.scaler.scale(_times(share, reduce(torch.add, terms.values()))).backward()
         means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
-    names, total = tuple(terms), ranks.mean(reduce(torch.add, means))
-    if not math.isfinite(total.sum()):
-        raise Diverged(_divergence(state, names, total))
-    return names, total
+    return tuple(terms), ranks.mean(reduce(torch.add, means))
 
 
 def _times(share: float, value: Tensor) -> Tensor:
@@ -261,8 +261,11 @@ def _times(share: float, value: Tensor) -> Tensor:
 
 def _divergence(state: State, names: Sequence[str], terms: Tensor) -> str:
     values = ", ".join(f"{name}={value:g}" for name, value in zip(names, terms.tolist(), strict=True))
+    every = state.engine.look_every
+    where = state.where if every == 1 else f"{state.where}, or up to {every} steps before"
+    unmoved = "the weights have" if every == 1 else "what is saved has"
     return (
-        f"the loss is not finite at {state.where} (terms: {values}); the weights have not moved on it."
+        f"the loss is not finite at {where} (terms: {values}); {unmoved} not moved on it."
         f" A smaller optim.lr (now {state.settings.optim.lr:g}), optim.clip_norm=1 or device.precision=fp32 may help"
     )
 
@@ -308,13 +311,16 @@ def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -
     """
     was_training = network.training
     network.eval()
-    logits, labels = [], []
     batch_size = min(batch_size, max(1, len(split) // ranks.size()))  # no rank is left without a batch
     mine = torch.cat(ranks.share(torch.arange(len(split)).split(batch_size)))
-    for batch in split.batches(mine, batch_size):
-        with engine.autocast():
-            logits.append(network(batch.images).float().cpu())
-        labels.append(batch.labels.cpu())
+
+    def answers() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in split.batches(mine, batch_size):
+            with engine.autocast():
+                logits = network(batch.images).float()
+            yield logits, batch.labels
+
+    logits, labels = zip(*engine.fetched(answers()), strict=True)
     network.train(was_training)
     return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(labels))
 
@@ -336,6 +342,8 @@ class _Saver:
         self._stop_if(asked)
 
     def save(self) -> None:
+        if self.state.sums is not None and not self.state.is_finite:
+            raise Diverged(_divergence(self.state, self.state.terms, self.state.sums))
         if self.checkpoint:
             self.checkpoint.save_checkpoint(self.state.state_dict())
         self._last = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,16 @@ class State:
         epoch = min(self.epoch + 1, self.settings.epochs)
         return f"epoch {epoch}/{self.settings.epochs} step {self.step}/{self.steps_per_epoch}"
 
+    @property
+    def looks_at_loss(self) -> bool:
+        """Whether this step's loss is looked at: each on a CPU, elsewhere now and then, and the epoch's last."""
+        return (self.step + 1) % self.engine.look_every == 0 or self.step + 1 == self.steps_per_epoch
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all terms of the running epoch's steps are finite numbers."""
+        return self.sums is None or math.isfinite(self.sums.sum())
+
     def set_learning_rate(self) -> None:
         lr = self.learning_rate(self.steps_done)
         for group in self.optimizer.param_groups:
@@ -94,12 +105,12 @@ class State:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
+        self.step += 1
 
     def record(self, names: tuple[str, ...], terms: Tensor) -> None:
-        """Count a step with its terms of the loss, `[names]`; the names are the same through an epoch."""
+        """Add the loss's terms in a step, `[names]`, to the epoch's; the names are the same through an epoch."""
         self.terms = names
         self.sums = terms if self.sums is None else self.sums + terms
-        self.step += 1
 
     def mean_terms(self) -> dict[str, float]:
         """Mean of the loss and of its terms over the running epoch."""

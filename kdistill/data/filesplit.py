@@ -62,7 +62,9 @@ class FileSplit:
         for positions, images, failures in self.decoded(parts):
             for index, cause in failures:
                 self._leave_out(index, cause)
-            indices = torch.tensor(positions, dtype=torch.int64, device=self.device)
+            # a copy from pinned memory does not wait for the GPU
+            rows = torch.tensor(positions, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+            indices = rows.to(self.device, non_blocking=True)
             yield Batch(images.to(self.device, non_blocking=True), self.labels[indices], indices)
         if self.skipped > known:
             first = self.files.path(min(self.corrupt))

@@ -115,7 +115,10 @@ class Views:
         padded = F.pad(images, (self.crop,) * 4)
         # Whole rows first, then the columns of each image, whose short list of positions serves all its rows:
         # on CPU half the time of one gather with a position for every pixel.
-        tops = torch.arange(n * channels, device=images.device).view(n, channels) * padded.shape[2] + down[:, None]
+        tops = (
+            torch.arange(n * channels, device=images.device).view(n, channels) * padded.shape[2]
+            + down[:, None]
+        )
         rows = tops[:, :, None] + torch.arange(height, device=images.device)
         wide = padded.reshape(-1, padded.shape[3]).index_select(0, rows.flatten())
         columns = torch.arange(width, device=images.device)

@@ -24,7 +24,7 @@ from kdistill.stages.objectives import rehearse, stand_in
 from kdistill.stages.signals import class_map_of, combined, count_outputs, live_teacher, mapped
 from kdistill.stages.soft_targets import answers, layout_for, read_file
 from kdistill.stages.training import Course
-from kdistill.stored import IN_MEMORY_BYTES
+from kdistill.stored import room_on
 from kdistill.teachers import Live, LiveTeacher, TeacherSignal
 from kdistill.trial import Cost, pace, try_fit
 
@@ -136,7 +136,7 @@ def _student(job: Job) -> Cost:
     teachers = list(job.teachers.values())
     if not job.identity.stored:
         return replace(cost, asking_seconds=_asking_seconds(teachers, job.first_images(cost.batch_size)))
-    held = [size for size in map(soft_targets_bytes, teachers) if size <= IN_MEMORY_BYTES]
+    held = [size for size in map(soft_targets_bytes, teachers) if size <= room_on(job.engine.device)]
     return replace(cost, memory=cost.memory + sum(held))
 
 

@@ -142,7 +142,7 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     with stop_requests() as stop, Progress("soft targets", views * len(split), _done(state, split)) as bar:
         for view in range(state["view"], views):
             first = state["sample"] if view == state["view"] else 0
-            for indices, rows in answers(job, signal, split, view, first):
+            for indices, rows in job.engine.fetched(answers(job, signal, split, view, first)):
                 writer.write(view, indices, rows)
                 bar.advance(len(rows), lambda: f"view {view + 1}/{views}", steps=len(rows))  # noqa: B023
                 if stop or time.monotonic() - last_saved > CHECKPOINT_SECONDS:

@@ -7,7 +7,7 @@ Teacher: ResNet-18 with a CIFAR stem, of width 16, trained once by kdistill; its
 Students: a CNN of two strided convolutions, or ResNet-8. Fashion-MNIST, crop and flip, T=4, alpha=0.1 on the
 labels, batch 128, SGD with Nesterov momentum. Each job is a process of its own, from its imports to its trained
 student; seed by seed, the rows take turns. Every finished job is a line of DIR/rows.jsonl: the same command goes
-on after a break. Prints a Markdown table of medians.
+on after a break. Prints a Markdown table of medians. `--device cuda` does it all on a GPU.
 
 torchdistill: as the library leaves it (2 workers, the teacher in training mode), with the teacher in evaluation
 mode, and that without workers. kdistill: a view for each epoch, and 2 views; its job makes the soft targets, too,
@@ -65,21 +65,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--samples", type=int, default=12_000)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     words = ["dataset=fashion_mnist", f"dataset.train_samples={args.samples}", "teacher=resnet18"]
     words += ["teacher.params.width=16", "teacher.epochs=6", "finetune=none", f"student.epochs={args.epochs}"]
-    words += ["loss.alpha=0.1"]
+    words += ["loss.alpha=0.1", f"device={args.device}"]
     prepared = Job.open(load_config(*words, f"runs={args.work / 'runs'}"))
     train_teacher(prepared.config)
     export(prepared, args.work / "data.npz")
 
     file = args.work / "rows.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    setting: Row = {"epochs": args.epochs, "samples": args.samples, "device": args.device}
     for seed in args.seeds:
         for student in args.student:
             for name in ROWS:
                 case: Row = {"row": name, "student": student, "seed": seed}
-                case |= {"epochs": args.epochs, "samples": args.samples}
+                case |= setting
                 if any(case.items() <= row.items() for row in done):
                     continue
                 started = time.perf_counter()
@@ -90,8 +92,7 @@ def main() -> None:
                 print(json.dumps(done[-1]), flush=True)
                 with file.open("a") as lines:
                     lines.write(json.dumps(done[-1]) + "\n")
-    wanted = {"epochs": args.epochs, "samples": args.samples}.items()
-    print(table([row for row in done if wanted <= row.items()]))
+    print(table([row for row in done if setting.items() <= row.items()]))
 
 
 def export(job: Job, path: Path) -> None:
@@ -148,7 +149,7 @@ def by_peer(job: Job, case: Row, work: Path) -> dict[str, float]:
         f"--teacher={job.require_teacher().folder}",
     ]
     command += [f"--student={json.dumps(about | shape)}", f"--source={module.__file__}"]
-    command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}"]
+    command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}", f"--device={case['device']}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
