@@ -47,9 +47,7 @@ class Engine:
         torch.backends.cudnn.allow_tf32 = not exact
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.deterministic = exact
-        torch.backends.cudnn.benchmark = (
-            not exact
-        )  # the fastest kernels, found by trying: perhaps others in each run
+        torch.backends.cudnn.benchmark = not exact  # kernels chosen by trying, perhaps others in each run
         log.debug("device %s, precision %s", device, precision)
         auto = config.precision == "auto" and device.type == "cpu" and cpu_has_bf16()
         return cls(device, precision, config.compile, auto)

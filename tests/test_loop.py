@@ -15,10 +15,11 @@ from kdistill.data import Views, sample_order
 from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
 from kdistill.errors import DataError, Diverged, Interrupted
-from kdistill.loop import TrainingData, fit, predict
+from kdistill.loop import fit, predict
 from kdistill.losses import Objective, Outputs, SoftLoss, kd_loss
 from kdistill.models import build_classifier
 from kdistill.optim import build_optimizer, learning_rate
+from kdistill.training_data import TrainingData
 
 CPU = Engine(torch.device("cpu"), "fp32")
 VIEWS = Views(seed=3, crop=1, flip=True)

@@ -21,13 +21,14 @@ from kdistill.data.geometry import Erase, Move, ResizedCrop, moved
 from kdistill.data.inputs import InputView
 from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
-from kdistill.loop import Step, TrainingData, train_step
+from kdistill.loop import Step, train_step
 from kdistill.losses import Objective, Outputs, SoftLoss, kd_loss
 from kdistill.losses.terms import TERMS
 from kdistill.state import State
 from kdistill.stored import AllLogits, Reader
 from kdistill.tasks import CLASSIFICATION
 from kdistill.teachers import MappedTeacher, StoredTeacher
+from kdistill.training_data import TrainingData
 from tests.test_feature_losses_terms import LABELS, STUDENTS, TEACHERS, build
 from tests.test_loop import VIEWS, images, network, settings
 from tests.test_losses_contract import LOSSES

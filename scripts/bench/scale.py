@@ -117,7 +117,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
 
     from kdistill import load_config
     from kdistill.data import Views, load_data
-    from kdistill.loop import TrainingData
+    from kdistill.training_data import TrainingData
 
     torch.set_num_threads(1)
     row = dict(row)

@@ -29,13 +29,14 @@ import torch
 
 from kdistill import load_config
 from kdistill.engine import Engine
-from kdistill.loop import TrainingData, fit
+from kdistill.loop import fit
 from kdistill.losses import build_objective
 from kdistill.optim import build_optimizer
 from kdistill.resources import synchronize
 from kdistill.stages.job import Job
 from kdistill.stored import Reader, layout_of
 from kdistill.teachers import StoredTeacher
+from kdistill.training_data import TrainingData
 
 STUDENTS = {
     # two strided convolutions and a linear head
