@@ -28,9 +28,7 @@ def read(path: Path, label: str | None = "cls", index: Path | None = None) -> Sh
 def contents(path: Path, shard: Shard) -> list[bytes]:
     """What stands where the shard's list says that images are."""
     whole = path.read_bytes()
-    return [
-        whole[offset : offset + size] for offset, size in zip(shard.offsets, shard.sizes, strict=True)
-    ]
+    return [whole[offset : offset + size] for offset, size in zip(shard.offsets, shard.sizes, strict=True)]
 
 
 # --- what is in a tar ---
@@ -77,7 +75,15 @@ def test_what_belongs_to_no_sample(tmp_path: Path) -> None:
         folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "0.jpg"
         tar.addfile(folder)
         tar.addfile(link)
-        for name in ("./sub/0.PNG", "./sub/._0.PNG", "./sub/0.Cls", "README.txt", "README", "__meta__", "sub/0.seg.png"):
+        for name in (
+            "./sub/0.PNG",
+            "./sub/._0.PNG",
+            "./sub/0.Cls",
+            "README.txt",
+            "README",
+            "__meta__",
+            "sub/0.seg.png",
+        ):
             member = tarfile.TarInfo(name)
             member.size = 1
             tar.addfile(member, io.BytesIO(b"7"))
@@ -93,12 +99,16 @@ def test_members_of_a_sample_need_not_be_neighbours(tmp_path: Path) -> None:
     path = write(tmp_path / "0.tar", [*content, ("a", {"cls": b"0"}), ("b", {"cls": b"1"})])
     shard = read(path)
 
-    assert (shard.names, shard.labels, contents(path, shard)) == (["a.png", "b.png"], ["0", "1"], [b"A", b"B"])
+    assert (shard.names, shard.labels, contents(path, shard)) == (
+        ["a.png", "b.png"],
+        ["0", "1"],
+        [b"A", b"B"],
+    )
 
 
 def test_labels_of_every_kind(tmp_path: Path) -> None:
     """.cls, .txt, and a field of .json, a whole number or text; none are read where none are asked for."""
-    members = {"png": b"", "cls": b"3", "txt": " a cat\n".encode(), "json": as_json(label=4, name=" dog")}
+    members = {"png": b"", "cls": b"3", "txt": b" a cat\n", "json": as_json(label=4, name=" dog")}
     path = write(tmp_path / "0.tar", [("x", members)])
 
     labels = [read(path, label).labels for label in ("cls", "txt", "json.label", "json.name", None)]
@@ -226,9 +236,17 @@ def test_a_key_twice(tmp_path: Path) -> None:
     ("label", "content", "text"),
     [
         ("cls", b" \n", "holds no label"),
-        ("cls", b"\xff", "cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
+        (
+            "cls",
+            b"\xff",
+            "cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)",
+        ),
         ("json.label", b"[1]", "cannot be read (no field 'label': it is no object)"),
-        ("json.label", b'{"lable": 1, "b": 2}', "cannot be read (no field 'label': it has lable, b. Did you mean 'lable'?)"),
+        (
+            "json.label",
+            b'{"lable": 1, "b": 2}',
+            "cannot be read (no field 'label': it has lable, b. Did you mean 'lable'?)",
+        ),
         ("json.label", b'{"label": [1]}', "cannot be read (label=[1] is neither a whole number nor text)"),
         ("json.label", b'{"label": true}', "cannot be read (label=true is neither a whole number nor text)"),
         ("json.label", b"{", "cannot be read (Expecting property name enclosed in double quotes: line 1"),
@@ -285,7 +303,9 @@ def test_a_changed_shard_is_listed_anew(tmp_path: Path, scans: list[str]) -> Non
     assert len(scans) == 4
 
 
-def test_a_format_of_another_version(tmp_path: Path, scans: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_of_another_version(
+    tmp_path: Path, scans: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lists that hold something else are made anew."""
     path = write(tmp_path / "0.tar", samples([0]))
     read(path, index=tmp_path / "index")

@@ -127,7 +127,7 @@ class WebDataset(_ImageFiles):
     name: Literal["webdataset"]
     root: str = Field(description="folder of the shards: uncompressed tar files")
     train_shards: str | None = Field(
-        description="names of those for training, such as train-{0000..0146}.tar or train-*.tar; null: all that are left"
+        description="for training, such as train-*.tar or train-{0000..0146}.tar; null: all that the others leave"
     )
     validation_shards: str | None = Field(
         description="for validation; null: those with val, valid or validation in their path, or cut from training"

@@ -58,9 +58,7 @@ def load_data(
     )
 
 
-def _labelled(
-    config: Dataset, workers: int, memory_gb: float, cache: str | None, index: str | None
-) -> Data:
+def _labelled(config: Dataset, workers: int, memory_gb: float, cache: str | None, index: str | None) -> Data:
     match config:
         case Digits():
             return _digits(config)

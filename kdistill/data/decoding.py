@@ -44,10 +44,11 @@ def files_under(folder: Path, endings: Sequence[str] = EXTENSIONS) -> Iterator[P
 
 
 def decode(source: str | BytesIO, image_size: int, channels: int) -> Tensor:
-    """Return the image of a file, or of its content, as uint8 `[channels, image_size, image_size]`: its central square, resized.
+    """Return an image as uint8 `[channels, image_size, image_size]`: its central square, resized.
 
-    Turned upright as its EXIF says; transparent parts become white; 16-bit grey keeps its upper 8 bits.
-    Resizing is bilinear with antialiasing. Raises whatever Pillow raises for a damaged file.
+    `source`: a file's path, or its content. Turned upright as its EXIF says; transparent parts become white;
+    16-bit grey keeps its upper 8 bits. Resizing is bilinear with antialiasing. Raises whatever Pillow raises for a
+    damaged file.
     """
     with Image.open(source) as opened:
         # JPEG can decode at 1/2, 1/4 or 1/8 of its size; twice the target is enough to resize well from.

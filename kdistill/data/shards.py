@@ -236,7 +236,9 @@ def _field(content: object, field: str) -> str:
     if not isinstance(content, Mapping):
         raise ValueError(f"no field {field!r}: it is no object")
     if field not in content:
-        raise ValueError(f"no field {field!r}: it has {', '.join(content) or 'none'}.{did_you_mean(field, content)}")
+        raise ValueError(
+            f"no field {field!r}: it has {', '.join(content) or 'none'}.{did_you_mean(field, content)}"
+        )
     value = content[field]
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{field}={json.dumps(value)} is neither a whole number nor text")

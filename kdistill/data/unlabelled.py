@@ -46,7 +46,9 @@ def with_unlabelled(
     root = existing_folder("dataset.unlabelled", folder)
     files = _images(root, height, data.channels, index)
     if not len(files):
-        raise DataError(f"dataset.unlabelled={folder} has no images ({' '.join(EXTENSIONS)}) and no shards (.tar)")
+        raise DataError(
+            f"dataset.unlabelled={folder} has no images ({' '.join(EXTENSIONS)}) and no shards (.tar)"
+        )
     labels = torch.full((len(files),), -1)
     split = cached(FileSplit(files, labels, skip_corrupt, workers), cache, "unlabelled")
     held, fingerprint = split.settled((), memory_gb, len(data.train) + len(data.validation) + len(files))

@@ -21,7 +21,7 @@ from kdistill.data.splits import Data
 from kdistill.errors import DataError, did_you_mean
 
 #: words in a shard's path, and the split that they say it is of
-_SPLIT_OF = {name: "validation" for name in VALIDATION_NAMES} | {"test": "test"}
+_SPLIT_OF = dict.fromkeys(VALIDATION_NAMES, "validation") | {"test": "test"}
 _RANGE = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _NUMBER = re.compile(r"-?\d+")
 
@@ -140,7 +140,9 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _compressed(root: Path) -> str:
-    found = min((path.name for path in files_under(root, (".gz", ".tgz", ".bz2", ".xz", ".zst"))), default=None)
+    found = min(
+        (path.name for path in files_under(root, (".gz", ".tgz", ".bz2", ".xz", ".zst"))), default=None
+    )
     return f" {found} is compressed: uncompress it, images are read from the middle of a tar" if found else ""
 
 
