@@ -181,7 +181,7 @@ def _samples(path: Path, file: BinaryIO, label: str | None) -> dict[str, _Sample
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which grows by a kilobyte for each member and is not needed
+                tar.members.clear()  # type: ignore[attr-defined]  # else it grows by a kilobyte with each
                 named = _MEMBER.fullmatch(member.name)
                 if not member.isreg() or named is None:
                     continue
