@@ -25,9 +25,10 @@ from kdistill.config.section import Ramp, largest
 FORMAT = 1
 #: losses that have a weight for another term than the labels', but ask no teacher
 TEACHERLESS = ("dml", "teacher_free")
-#: settings of a data set that say where its files are, which does not matter; what they hold does
-_PLACES = {"root", "table", "download", "unlabelled"} | {
-    *("train_shards", "validation_shards", "test_shards", "label", "class_names")
+#: settings of a data set that say where things are, which does not matter; what is there does
+_PLACES = {
+    *("root", "table", "download", "unlabelled"),
+    *("train_shards", "validation_shards", "test_shards", "label", "class_names"),
 }
 
 

@@ -187,6 +187,6 @@ class Diabetes(_Dataset):
 
 
 Dataset = Annotated[
-    Digits | Downloaded | ImageTable | ImageFolder | WebDataset | Synthetic | Diabetes,
+    Digits | Downloaded | WebDataset | ImageTable | ImageFolder | Synthetic | Diabetes,
     Field(discriminator="name"),
 ]

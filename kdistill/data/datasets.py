@@ -39,8 +39,7 @@ def load_data(
     """Return the data set that the config names; its test split is read on first use.
 
     `workers` processes decode image files; image files of up to `memory_gb` GiB, decoded, are held in
-    memory; in the folder `cache` they are kept decoded for the next time, in the folder `index` lists of what is in
-    shards are.
+    memory; in the folder `cache` they are kept decoded for the next time; in `index`, lists of what is in shards.
     None of it changes a pixel. Raises DataError when files are missing, damaged or too few.
     """
     data = _labelled(config, workers, memory_gb, cache, index)

@@ -29,13 +29,11 @@ def with_unlabelled(
     cache: str | None = None,
     index: str | None = None,
 ) -> Data:
-    """Return the data set with all images in `folder` and below it as its unlabelled split.
-
-    Where there are none, they are those of the shards in it. `index`: see `read_shards`.
+    """Return the data set with all images in `folder` and below it, or in shards there, as its unlabelled split.
 
     They are decoded at the data set's size and channels. Their labels are -1, nan where the data set's are
     floating; their ids are their paths within `folder`. Raises DataError when there are none, ConfigError when
-    images cannot be brought to what the data set has.
+    images cannot be brought to what the data set has. `index`: where lists of shards are kept.
     """
     height, width = data.image_size
     if data.channels not in (1, 3) or height != width:
