@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +17,7 @@ from kdistill.errors import ConfigError
 
 log = logging.getLogger("kdistill")
 Precision = Literal["fp32", "bf16", "fp16"]
+Tensors = tuple[torch.Tensor, ...]
 #: multiply-adds per image from which bfloat16 makes a network's training at least 1.4 times as fast on a CPU that
 #: has it; docs/performance.md has the measurements
 WORTH_BF16 = 5e6
@@ -46,6 +47,7 @@ class Engine:
         torch.backends.cudnn.allow_tf32 = not exact
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.deterministic = exact
+        torch.backends.cudnn.benchmark = not exact  # kernels chosen by trying, perhaps others in each run
         log.debug("device %s, precision %s", device, precision)
         auto = config.precision == "auto" and device.type == "cpu" and cpu_has_bf16()
         return cls(device, precision, config.compile, auto)
@@ -63,6 +65,28 @@ class Engine:
         if self.compile:
             network.compile()
         return network
+
+    @property
+    def look_every(self) -> int:
+        """Steps from one look at the loss to the next: before a GPU's numbers are read, it has to catch up."""
+        return 1 if self.device.type == "cpu" else 50
+
+    def fetched(self, results: Iterable[Tensors]) -> Iterator[Tensors]:
+        """Bring results to the CPU, one behind: a GPU works on the next one while the process uses this one."""
+        if self.device.type != "cuda":
+            for result in results:
+                yield tuple(part.cpu() for part in result)
+            return
+        before: tuple[Tensors, torch.cuda.Event] | None = None
+        for result in results:
+            copies = tuple(part.to("cpu", non_blocking=True) for part in result)  # to pinned memory
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(self.device))
+            if before is not None:
+                yield _arrived(*before)
+            before = copies, done
+        if before is not None:
+            yield _arrived(*before)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -96,6 +120,11 @@ class Engine:
             torch.cuda.set_rng_state(state["cuda"], self.device)
         if "mps" in state and self.device.type == "mps":
             torch.mps.set_rng_state(state["mps"])
+
+
+def _arrived(copies: Tensors, done: torch.cuda.Event) -> Tensors:
+    done.synchronize()
+    return copies
 
 
 def _device(name: str) -> torch.device:

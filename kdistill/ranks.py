@@ -164,13 +164,13 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(received, counts, strict=True)])
 
 
-def mean(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each scalar's mean over the ranks."""
+def mean(values: Tensor) -> Tensor:
+    """Each value's mean over the ranks."""
     if size() == 1:
-        return terms
-    total = torch.stack([value.float() for value in terms.values()])
+        return values
+    total = values.clone()
     dist.all_reduce(total)
-    return dict(zip(terms, total / size(), strict=True))
+    return total / size()
 
 
 def agree(flag: bool) -> bool:

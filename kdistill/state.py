@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,8 @@ class State:
         self.scaler = engine.scaler()
         self.ema = _moving_average(network, settings.optim.ema)
         self.epoch = self.step = 0  # finished epochs; finished steps of the running one
-        self.sums: dict[str, Tensor] = {}  # of the running epoch's terms
+        self.terms: tuple[str, ...] = ()  # of the running epoch's loss
+        self.sums: Tensor | None = None  # of each of them over the steps
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}  # best validation metrics so far
         self.kept: dict[str, float] = {}  # validation metrics of the kept state
@@ -79,9 +81,20 @@ class State:
         epoch = min(self.epoch + 1, self.settings.epochs)
         return f"epoch {epoch}/{self.settings.epochs} step {self.step}/{self.steps_per_epoch}"
 
+    @property
+    def looks_at_loss(self) -> bool:
+        """Whether this step's loss is looked at: each on a CPU, elsewhere now and then, and the epoch's last."""
+        return (self.step + 1) % self.engine.look_every == 0 or self.step + 1 == self.steps_per_epoch
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all terms of the running epoch's steps are finite numbers."""
+        return self.sums is None or math.isfinite(self.sums.sum())
+
     def set_learning_rate(self) -> None:
+        lr = self.learning_rate(self.steps_done)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.steps_done)
+            group["lr"] = lr
 
     def optimizer_step(self) -> None:
         if self.settings.optim.clip_norm is not None:
@@ -92,15 +105,17 @@ class State:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
-
-    def record(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.float()
         self.step += 1
+
+    def record(self, names: tuple[str, ...], terms: Tensor) -> None:
+        """Add the loss's terms in a step, `[names]`, to the epoch's; the names are the same through an epoch."""
+        self.terms = names
+        self.sums = terms if self.sums is None else self.sums + terms
 
     def mean_terms(self) -> dict[str, float]:
         """Mean of the loss and of its terms over the running epoch."""
-        means = {name: (total / self.step).item() for name, total in self.sums.items()}
+        sums = [] if self.sums is None else (self.sums / self.step).tolist()
+        means = dict(zip(self.terms, sums, strict=True))
         return {"loss": sum(means.values()), **means}
 
     def end_epoch(self, scores: dict[str, float]) -> dict[str, Any]:
@@ -114,7 +129,7 @@ class State:
             * self.batch_size
             / max(1e-9, now - self._epoch_started),
         }
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.epoch, self.step, self.terms, self.sums = self.epoch + 1, 0, (), None
         self.history.append(row)
         self.waited += 1
         self.consider(scores)
@@ -148,6 +163,7 @@ class State:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "terms": self.terms,
             "sums": self.sums,
             "history": self.history,
             "best": self.best,
@@ -165,7 +181,8 @@ class State:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.epoch, self.step, self.waited = saved["epoch"], saved["step"], saved["waited"]
-        self.sums = {name: value.to(self.engine.device) for name, value in saved["sums"].items()}
+        self.terms, sums = tuple(saved["terms"]), saved["sums"]
+        self.sums = None if sums is None else sums.to(self.engine.device)
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
         self._resumed_step = self.step

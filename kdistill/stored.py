@@ -27,8 +27,10 @@ from torch import Tensor
 from kdistill.errors import ConfigError, RunError
 from kdistill.files import sync
 
-#: files up to this size are held on the device
+#: files up to this size are held in the machine's memory
 IN_MEMORY_BYTES = 2**30
+#: share of a GPU's free memory that a file may take
+GPU_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -192,18 +194,27 @@ def _as_it_is(path: str, flags: int) -> int:
     return os.open(path, flags & ~(os.O_CREAT | os.O_TRUNC))
 
 
+def room_on(device: torch.device) -> int:
+    """Up to how many bytes of a file are held on the device."""
+    if device.type == "cuda":
+        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return IN_MEMORY_BYTES
+
+
 class Reader:
-    """Reads the logits of a batch: small files are held on the device, larger ones stay memory-mapped."""
+    """Reads the logits of a batch: files of up to `in_memory` bytes (None: `room_on`) are held on the device, larger
+    ones stay memory-mapped, and a GPU has to be waited for in every batch.
+    """
 
     def __init__(
-        self, path: Path, layout: Layout, device: torch.device, in_memory: int = IN_MEMORY_BYTES
+        self, path: Path, layout: Layout, device: torch.device, in_memory: int | None = None
     ) -> None:
         self._layout, self._device = layout, device
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         # as bytes: both layouts are moved and indexed alike, records as well as numbers
         self._rows = mapped.view(np.ndarray).view(np.uint8).reshape(*layout.shape[:2], layout.row.itemsize)
         self._held: Tensor | None = None
-        if layout.bytes <= in_memory:
+        if layout.bytes <= (room_on(device) if in_memory is None else in_memory):
             self._held = torch.from_numpy(self._rows.copy()).to(device)
         self._map, self._start = mapped.base, mapped.offset
         if self._held is None and hasattr(mmap, "MADV_RANDOM"):

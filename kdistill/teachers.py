@@ -161,11 +161,13 @@ class MappedTeacher:
 
     def __init__(self, signal: TeacherSignal, classes: ClassMap) -> None:
         self._signal, self._classes = signal, classes
+        self._shared = None if classes.is_full else classes.shared
 
     def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
         outputs = self._signal(batch, view, T)
-        shared = None if self._classes.is_full else self._classes.shared.to(outputs.logits.device)
-        return Outputs(self._classes.apply(outputs.logits, T), outputs.features, shared)
+        if self._shared is not None:
+            self._shared = self._shared.to(outputs.logits.device)  # moves once
+        return Outputs(self._classes.apply(outputs.logits, T), outputs.features, self._shared)
 
 
 class AveragedTeachers:

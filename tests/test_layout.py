@@ -17,7 +17,7 @@ LAYERS = [
     {"engine", "averaging", "metrics", "optim", "records", "resources", "shards", "stored"},
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing"},
-    {"teachers", "state", "learners"},
+    {"teachers", "state", "learners", "training_data"},
     {"artifacts", "partial", "identity", "loop", "trial"},
     {"stages", "housekeeping"},
     {"api", "task", "sweeps", "listing", "explaining", "planning", "helptext", "words"},

@@ -178,7 +178,7 @@ def test_nothing_is_left_but_the_manifest(teacher: Path, tmp_path: Path, in_turn
     job = Job.open(load_config(*WORDS, f"runs={teacher}"))
     alone = generate(job, tmp_path / "a", 2, in_turn)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("kdistill.stages.soft_targets.answer", lambda *_: pytest.fail("asked again"))
+        patched.setattr("kdistill.stages.soft_targets.answers", lambda *_: pytest.fail("asked again"))
         assert generate(job, tmp_path / "a", 3, in_turn) == alone
 
 

@@ -274,7 +274,7 @@ class Device(Section):
     memory_gb: float = Field(ge=0, description="image folders up to this size, decoded, are kept in memory")
     cache: str | None = Field(
         min_length=1,
-        description="folder where images of folders and tables are kept decoded for the next run; null: none",
+        description="folder where image files are kept decoded for the next run; null: none",
     )
 
 

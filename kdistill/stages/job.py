@@ -77,7 +77,8 @@ class Job:
     def data(self) -> Data:
         device = self.config.device
         dataset = self.config.dataset.model_dump_json()
-        return _load_data(dataset, device.workers, device.memory_gb, device.cache)
+        index = str(Path(self.config.runs) / "shards")
+        return _load_data(dataset, device.workers, device.memory_gb, device.cache, index)
 
     @cached_property
     def task(self) -> Task:
@@ -291,7 +292,7 @@ def role_of(kind: str, member: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load_data(config: str, workers: int, memory_gb: float, cache: str | None) -> Data:
+def _load_data(config: str, workers: int, memory_gb: float, cache: str | None, index: str) -> Data:
     """Jobs of a sweep share the data that they have in common."""
     dataset: Dataset = TypeAdapter(Dataset).validate_json(config)
-    return load_data(dataset, workers=workers, memory_gb=memory_gb, cache=cache)
+    return load_data(dataset, workers=workers, memory_gb=memory_gb, cache=cache, index=index)

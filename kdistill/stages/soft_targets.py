@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from kdistill import ranks
 from kdistill.artifacts import Artifact, Work
 from kdistill.config.models import FileParams
-from kdistill.data import Batch
+from kdistill.data import Split
 from kdistill.errors import ConfigError, Interrupted, StorageError
 from kdistill.files import free_bytes, size_text
 from kdistill.identity import key_of
@@ -155,16 +155,17 @@ def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, w
             left = shard.left(view)
             if not left:
                 continue
-            for number, batch in zip(left, split.read([parts[n] for n in left]), strict=True):
-                if len(batch):  # else none of its images can be decoded
-                    writer.write(view, batch.indices, answer(job, signal, batch, view))
+            asked = answers(job, signal, split, view, [parts[n] for n in left])
+            for number, (indices, logits) in zip(left, job.engine.fetched(asked), strict=True):
+                if len(indices):  # else none of its images can be decoded
+                    writer.write(view, indices, logits)
                 shard.done[view, number] = True
-                seen = len(batch) * ranks.size()
+                seen = len(indices) * ranks.size()
                 bar.advance(seen, lambda: f"view {view + 1}/{views}", steps=ranks.size())  # noqa: B023
-                asked = ranks.agree(bool(stop))
-                if asked or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                stopping = ranks.agree(bool(stop))
+                if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     save()
-                if asked:
+                if stopping:
                     raise Interrupted(STOPPED)
             save()
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
@@ -172,9 +173,15 @@ def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, w
             raise Interrupted(STOPPED)
 
 
-def answer(job: Job, signal: Live, batch: Batch, view: int) -> torch.Tensor:
-    """The teacher's logits `[N, K]` about a view of a batch."""
-    return signal.logits(job.teacher_views(batch.images, batch.indices, view))
+def answers(
+    job: Job, signal: Live, split: Split, view: int, parts: Sequence[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the teacher says of a view: for each part the positions `[N]` of its readable images, and logits `[N, K]`."""
+    for batch in split.read(parts):
+        if len(batch):
+            yield batch.indices, signal.logits(job.teacher_views(batch.images, batch.indices, view))
+        else:
+            yield batch.indices, torch.empty(0, 0)
 
 
 def read_file(job: Job) -> torch.Tensor:
