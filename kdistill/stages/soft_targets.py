@@ -176,7 +176,7 @@ def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, w
 def answers(
     job: Job, signal: Live, split: Split, view: int, parts: Sequence[torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the teacher says of a view: for each part the positions `[N]` of its readable images, and logits `[N, K]`."""
+    """What the teacher says of a view: of each part the positions `[N]` of its readable images, and logits `[N, K]`."""
     for batch in split.read(parts):
         if len(batch):
             yield batch.indices, signal.logits(job.teacher_views(batch.images, batch.indices, view))
