@@ -183,7 +183,8 @@ def _soft_targets(job: Job) -> Cost:
         return Cost(kept=kept)
     reset_peak_memory(job.engine.device)
     split, size = job.transfer_set.to(job.engine.device), job.config.soft_targets.batch_size
-    asked = (batch for view in itertools.count() for batch in answers(job, teacher, split, view))
+    parts = torch.arange(len(split)).split(size)
+    asked = (part for view in itertools.count() for part in answers(job, teacher, split, view, parts))
     first, step = pace(asked, job.engine.device)
     steps = job.identity.teacher_views * -(-len(split) // size)
     memory = peak_memory(job.engine.device)
