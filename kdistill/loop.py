@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdistill import ranks
+from kdistill import ranks, sharding
 from kdistill.config.schema import Training
 from kdistill.config.section import Ramp, at
 from kdistill.data import Batch, Mixing, Split, Views, sample_order, slices
@@ -132,6 +132,8 @@ def fit(
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     state = State(network, len(data.split), settings, engine, objective.task)
+    step: nn.Module = Step(network, engine)
+    step = sharding.lead(step, engine.device) if engine.shard else ranks.wrap(step)
     saved = checkpoint.load_checkpoint() if checkpoint else None
     if saved is not None:
         state.load_state_dict(saved)
@@ -142,7 +144,6 @@ def fit(
         state.consider(_validated(state, validation))
 
     ranks.own_randomness()
-    step = ranks.wrap(Step(network, engine))
     with stop_requests() as stop, Progress(title, state.total_steps, state.steps_done) as bar:
         while not state.finished:
             saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
@@ -271,7 +272,7 @@ def _terms(row: dict[str, Any]) -> str:
     return f" ({', '.join(f'{name} {row[name]:.3g}' for name in terms)})"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what is gathered of sharded networks in inference mode would not do for training
 def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
     """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU.
 
@@ -286,6 +287,9 @@ def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -
         with engine.autocast():
             logits.append(network(batch.images).float().cpu())
         labels.append(batch.labels.cpu())
+    if engine.shard:
+        for _ in range(ranks.most(len(logits)) - len(logits)):
+            network(batch.images[:1])  # the others have a batch more, and run what is shared out
     network.train(was_training)
     return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(labels))
 
@@ -301,10 +305,11 @@ class _Saver:
     _last: float = field(default_factory=time.monotonic)
 
     def after_step(self) -> None:
-        asked = ranks.agree(bool(self.stop))
-        if asked or time.monotonic() - self._last > self.every_seconds:
+        due = time.monotonic() - self._last > self.every_seconds
+        wish = ranks.most(2 if self.stop else int(due))  # all save together: they gather what is sharded
+        if wish:
             self.save()
-        self._stop_if(asked)
+        self._stop_if(wish == 2)
 
     def save(self) -> None:
         if self.checkpoint:

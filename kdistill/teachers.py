@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdistill import ranks
 from kdistill.averaging import AverageOf, average, log_mixture
 from kdistill.classes import ClassMap
 from kdistill.data import Batch
@@ -64,7 +65,10 @@ class LiveTeacher(Live):
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> Outputs:
-        parts = [self._padded(part) for part in images.split(self._batch_size)]
+        batches = list(images.split(self._batch_size))
+        if self._engine.shard:  # all ranks run it equally often: a batch of nothing is padded like any other
+            batches += [images[:0]] * (ranks.most(len(batches)) - len(batches))
+        parts = [self._padded(batch) for batch in batches]
         features = {name: torch.cat([part.features[name] for part in parts]) for name in self._layers}
         return Outputs(torch.cat([part.logits for part in parts]).float(), features)
 

@@ -265,6 +265,9 @@ class Finetune(Training):
 class Device(Section):
     name: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
     processes: int = Field(ge=1, description="processes that train together, each with its share of a batch")
+    shard: bool = Field(
+        description="each process holds its part of every network, gradient and optimizer state (FSDP)"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         description="number format of the network's work"
     )
