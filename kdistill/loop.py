@@ -283,13 +283,13 @@ def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -
     logits, labels = [], []
     batch_size = min(batch_size, max(1, len(split) // ranks.size()))  # no rank is left without a batch
     mine = torch.cat(ranks.share(torch.arange(len(split)).split(batch_size)))
+    count = ranks.most(-(-len(mine) // batch_size)) if engine.shard else 0
     for batch in split.batches(mine, batch_size):
         with engine.autocast():
             logits.append(network(batch.images).float().cpu())
         labels.append(batch.labels.cpu())
-    if engine.shard:
-        for _ in range(ranks.most(len(logits)) - len(logits)):
-            network(batch.images[:1])  # the others have a batch more, and run what is shared out
+    for _ in range(count - len(logits)):
+        network(batch.images[:1])  # the others have a batch more, and run a network that is shared out
     network.train(was_training)
     return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(labels))
 

@@ -113,7 +113,7 @@ def local(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gathered(state: Any) -> Any:
-    """A state (dicts, lists and values) with all of each sharded tensor, on the main rank's CPU; the others get None."""
+    """A state with all of each sharded tensor in it, on the CPU of the main rank; the others get None for it."""
     if is_sharded(state):
         tensor = whole(state)
         return tensor.cpu() if ranks.is_main() else None

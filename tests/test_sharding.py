@@ -75,7 +75,10 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("network", "text"),
     [
-        (Scaled(), "device.shard=true cannot cut the parameter scale, a single number; use device.shard=false"),
+        (
+            Scaled(),
+            "device.shard=true cannot cut the parameter scale, a single number; use device.shard=false",
+        ),
         (
             Tied(),
             "device.shard=true cannot cut the parameter second.weight, which is also first.weight;"
@@ -157,7 +160,15 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
 
 
-TRAININGS = ["kd", "unequal shares", "adamw, accumulate", "feature", "only a feature", "peers", "uninterrupted"]
+TRAININGS = [
+    "kd",
+    "unequal shares",
+    "adamw, accumulate",
+    "feature",
+    "only a feature",
+    "peers",
+    "uninterrupted",
+]
 
 
 @pytest.mark.slow
@@ -213,7 +224,8 @@ def test_a_sharded_network_answers_as_a_whole_one(case: str, results: list[Resul
     """Bit for bit, also where the processes have other numbers of batches."""
     for result in results:
         found, expected = (
-            value if isinstance(value, tuple) else (value,) for value in (result[case], result[f"{case}, whole"])
+            value if isinstance(value, tuple) else (value,)
+            for value in (result[case], result[f"{case}, whole"])
         )
         assert all(map(torch.equal, found, expected))
 

@@ -98,15 +98,17 @@ class Cutting(Assistance):
 def resumed(folder: Path, other: Path) -> dict[str, dict[str, Tensor]]:
     """Uninterrupted, gone on with, and gone on with from the state that is in the folder `other`."""
     kind = ADAMW | {"ema": 0.9, "clip_norm": 0.5, "accumulate": 2}
+    own = folder / f"rank {ranks.rank()}"
+    own.mkdir()
     try:
-        trained(student(), checkpoint=Cutting(folder, source=folder), **kind)
+        trained(student(), checkpoint=Cutting(own, source=folder), **kind)
     except Interrupted:
         ranks.barrier()
     if ranks.is_main():
         (folder / "cut").mkdir()
         shutil.copy(folder / "checkpoint", folder / "cut")
     ranks.barrier()
-    from_here, from_other = (Assistance(folder, source=place) for place in (folder, other / "cut"))
+    from_here, from_other = (Assistance(own, source=place) for place in (folder, other / "cut"))
     return {
         "uninterrupted": trained(student(), **kind),
         "resumed": trained(student(), checkpoint=from_here, **kind),
