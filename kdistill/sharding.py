@@ -82,8 +82,8 @@ def lead(step: nn.Module, device: torch.device) -> nn.Module:
     """
     from torch.distributed.fsdp import fully_shard
 
-    fully_shard(step, mesh=_mesh(device.type))
-    fully_shard.state(step)._lazy_init()  # else the first that runs would lead: a network in validation
+    leader = fully_shard(step, mesh=_mesh(device.type))
+    leader._get_fsdp_state()._lazy_init()  # else what runs first would lead: a network in validation
     return step
 
 
@@ -104,12 +104,12 @@ def is_sharded(tensor: Any) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, sharded or not; all ranks call this together."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What this rank holds of each tensor: a view of its part of a sharded one."""
-    return [t.to_local() if is_sharded(t) else t for t in tensors]  # type: ignore[operator]
+    return [t.to_local() if is_sharded(t) else t for t in tensors]  # type: ignore[attr-defined]
 
 
 def gathered(state: Any) -> Any:
