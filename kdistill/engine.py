@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from kdistill import ranks, sharding
+from kdistill import fsdp, ranks
 from kdistill.config import schema
 from kdistill.errors import ConfigError
 
@@ -72,7 +72,7 @@ class Engine:
         One that will be sharded stays in the layout that can be. Raises `ModelError` where none can.
         """
         if self.shard:
-            sharding.check(network)
+            fsdp.check(network)
             return network
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile:
@@ -80,9 +80,9 @@ class Engine:
         return network
 
     def spread(self, network: nn.Module, *, trained: bool = False, keep: bool = False) -> nn.Module:
-        """A network that was placed, ready to run: sharded where that is asked for, as `sharding.shard` says."""
+        """A network that was placed, ready to run: sharded where that is asked for, as `fsdp.shard` says."""
         if self.shard:
-            sharding.shard(network, self.device, trained=trained, keep=keep)
+            fsdp.shard(network, self.device, trained=trained, keep=keep)
         return network
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:

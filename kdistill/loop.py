@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdistill import ranks, sharding
+from kdistill import fsdp, ranks
 from kdistill.config.schema import Training
 from kdistill.config.section import Ramp, at
 from kdistill.data import Batch, Mixing, Split, Views, sample_order, slices
@@ -133,7 +133,7 @@ def fit(
     """
     state = State(network, len(data.split), settings, engine, objective.task)
     step: nn.Module = Step(network, engine)
-    step = sharding.lead(step, engine.device) if engine.shard else ranks.wrap(step)
+    step = fsdp.lead(step, engine.device) if engine.shard else ranks.wrap(step)
     saved = checkpoint.load_checkpoint() if checkpoint else None
     if saved is not None:
         state.load_state_dict(saved)

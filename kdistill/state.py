@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdistill import ranks, sharding
+from kdistill import fsdp, ranks
 from kdistill.config.schema import Training
 from kdistill.engine import Engine
 from kdistill.errors import DataError
@@ -162,7 +162,7 @@ class State:
             "seconds": self.seconds,
             "random": self.engine.random_state(),
         }
-        return sharding.gathered(state) if self.engine.shard else state
+        return fsdp.gathered(state) if self.engine.shard else state
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, of any number of ranks, sharded or not."""
@@ -184,13 +184,13 @@ class State:
         """This rank's part of a saved state's networks, and of the optimizer's memory of each parameter."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         memory = {
-            number: {name: sharding.cut(value, parameters[number]) for name, value in entries.items()}
+            number: {name: fsdp.cut(value, parameters[number]) for name, value in entries.items()}
             for number, entries in saved["optimizer"]["state"].items()
         }
         return {
-            "network": sharding.cut_like(self.network.state_dict(), saved["network"]),
-            "ema": None if self.ema is None else sharding.cut_like(self.ema.state_dict(), saved["ema"]),
-            "kept_weights": sharding.cut_like(self.averaged.state_dict(), saved["kept_weights"]),
+            "network": fsdp.cut_like(self.network.state_dict(), saved["network"]),
+            "ema": None if self.ema is None else fsdp.cut_like(self.ema.state_dict(), saved["ema"]),
+            "kept_weights": fsdp.cut_like(self.averaged.state_dict(), saved["kept_weights"]),
             "optimizer": saved["optimizer"] | {"state": memory},
         }
 
@@ -218,9 +218,7 @@ def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | 
     update = get_ema_multi_avg_fn(decay)
     return AveragedModel(
         network,
-        multi_avg_fn=lambda averages, values, count: update(
-            sharding.local(averages), sharding.local(values), count
-        ),
+        multi_avg_fn=lambda averages, values, count: update(fsdp.local(averages), fsdp.local(values), count),
         use_buffers=True,
     )
 

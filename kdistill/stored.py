@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, RunError
+from kdistill.files import sync
 
 #: files up to this size are held on the device
 IN_MEMORY_BYTES = 2**30
@@ -152,11 +153,15 @@ def layout_of(about: Mapping[str, Any]) -> Layout:
 
 
 class Writer:
-    """Writes rows to a file that is there; `create` makes it."""
+    """Writes rows to a file that is there; `create` makes it.
+
+    Not through a memory map, where a disk that fails ends the process without a word, and where of two machines that
+    write to one page the last would overwrite the other's rows with what it had read. Hence nothing is read, either.
+    """
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        self._layout = layout
-        self._rows = np.lib.format.open_memmap(path, mode="r+")
+        self._path, self._layout = path, layout
+        self._start = path.stat().st_size - layout.bytes
 
     @classmethod
     def create(cls, path: Path, layout: Layout) -> Writer:
@@ -170,10 +175,21 @@ class Writer:
 
     def write(self, view: int, indices: Tensor, logits: Tensor) -> None:
         """Store logits `[N, K]` of samples `indices`, int64 `[N]`; raises `RunError` as `Layout.pack` does."""
-        self._rows[view, indices.cpu().numpy()] = self._layout.pack(logits)
+        rows, places = np.ascontiguousarray(self._layout.pack(logits)), indices.cpu().numpy()
+        gaps = np.flatnonzero(np.diff(places) != 1) + 1
+        with open(self._path, "wb", opener=_as_it_is) as file:
+            for run, place in zip(np.split(rows, gaps), np.split(places, gaps), strict=True):
+                file.seek(self._start + (view * self._layout.shape[1] + place[0]) * self._layout.row.itemsize)
+                file.write(run.data)
 
     def flush(self) -> None:
-        self._rows.flush()
+        """Have all that was written on the disk."""
+        sync(self._path)
+
+
+def _as_it_is(path: str, flags: int) -> int:
+    """Open a file for writing with the content that it has."""
+    return os.open(path, flags & ~(os.O_CREAT | os.O_TRUNC))
 
 
 class Reader:

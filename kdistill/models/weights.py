@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdistill.errors import ModelError, did_you_mean
 from kdistill.files import storage_errors, write_bytes
-from kdistill.sharding import whole
+from kdistill.fsdp import whole
 
 __all__ = ["Match", "fit_state", "load_state", "load_weights", "save_weights", "strip_prefix"]
 

@@ -22,7 +22,7 @@ from kdistill.stages import distill, finetune, train_teacher
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import rehearse, stand_in
 from kdistill.stages.signals import class_map_of, combined, count_outputs, live_teacher, mapped
-from kdistill.stages.soft_targets import answers, layout_for, read_file
+from kdistill.stages.soft_targets import answer, layout_for, read_file
 from kdistill.stages.training import Course
 from kdistill.stored import IN_MEMORY_BYTES
 from kdistill.teachers import Live, LiveTeacher, TeacherSignal
@@ -183,7 +183,8 @@ def _soft_targets(job: Job) -> Cost:
         return Cost(kept=kept)
     reset_peak_memory(job.engine.device)
     split, size = job.transfer_set.to(job.engine.device), job.config.soft_targets.batch_size
-    asked = (batch for view in itertools.count() for batch in answers(job, teacher, split, view))
+    batches = ((view, b) for view in itertools.count() for b in split.batches(torch.arange(len(split)), size))
+    asked = (answer(job, teacher, batch, view) for view, batch in batches)
     first, step = pace(asked, job.engine.device)
     steps = job.identity.teacher_views * -(-len(split) // size)
     memory = peak_memory(job.engine.device)

@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdistill import plugins, ranks, sharding
+from kdistill import fsdp, plugins, ranks
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config import folders
 from kdistill.config.data import Dataset
@@ -160,7 +160,7 @@ class Job:
         with self.engine.seeded(0):
             network = new_network(role, self.section(role), self.data, self.shown(role))
         if self.engine.shard:
-            sharding.check(network)
+            fsdp.check(network)
 
     def network_settings(self, role: Role) -> str:
         """All that decides whether a network can be built, as text."""

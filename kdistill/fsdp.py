@@ -69,9 +69,11 @@ def shard(network: nn.Module, device: torch.device, *, trained: bool = False, ke
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # replaces layers within the network
     for unit in [*units(network), network]:
         fully_shard(unit, mesh=_mesh(device.type), reshard_after_forward=not keep)
-    if not trained and hasattr(network, "reset_iter_state"):
-        # each forward is noted for its backward, which never comes: forget it
-        network.register_forward_hook(lambda *_: network.reset_iter_state())
+    forget = getattr(network, "reset_iter_state", None)  # not in older versions of torch
+    if (
+        forget is not None and not trained
+    ):  # what is noted of each forward for its backward, which never comes
+        network.register_forward_hook(lambda *_: forget())
 
 
 def lead(step: nn.Module, device: torch.device) -> nn.Module:

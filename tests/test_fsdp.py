@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vit_b_16
 
-from kdistill import sharding
+from kdistill import fsdp
 from kdistill.artifacts import Artifact
 from kdistill.cli import main
 from kdistill.config.schema import Config
 from kdistill.engine import Engine
 from kdistill.errors import ModelError
+from kdistill.fsdp import check, units
 from kdistill.models import build_network, load_weights
 from kdistill.partial import Work
-from kdistill.sharding import check, units
 from kdistill.stages.job import Job
 from tests.conftest import TINY
 from tests.test_loop import network
 from tests.test_ranks import TORCHRUN, finish
-from tests.training_of_shards import ADAMW, student, trained
+from tests.training_of_fsdp import ADAMW, student, trained
 
 Result = dict[str, Any]
 
@@ -40,7 +40,7 @@ def names_of(network: nn.Module) -> list[str]:
 
 def test_units_are_the_blocks_of_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is in no chain, or too small, is gathered with the network; what is within a block, with the block."""
-    monkeypatch.setattr(sharding, "UNIT", 1000)
+    monkeypatch.setattr(fsdp, "UNIT", 1000)
     resnet = build_network("resnet8", {"width": None}, classes=4, channels=1, image_size=(8, 8))
     mlp = build_network("mlp", {"hidden": [16, 16]}, classes=4, channels=1, image_size=(8, 8))
 
@@ -139,9 +139,9 @@ def test_sharding_is_no_part_of_a_key(tiny: Callable[..., Config]) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Where `training_of_shards.py` left its results: alone, and in two processes."""
+    """Where `training_of_fsdp.py` left its results: alone, and in two processes."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
-    script = ("-m", "tests.training_of_shards")
+    script = ("-m", "tests.training_of_fsdp")
     finish(sys.executable, *script, alone, alone)
     finish(*TORCHRUN, *script, two, alone)
     return [alone, two]
@@ -242,12 +242,21 @@ def test_the_saved_student_is_whole(folders: list[Path], results: list[Result]) 
 
 @pytest.mark.slow
 def test_the_whole_pipeline(tmp_path: Path) -> None:
-    """The command, with a live teacher whose features are imitated; the student's folder works by itself."""
-    words = ("device.processes=2", "device.shard=true", "feature=at", "student.optim.ema=0.9")
-    finish(sys.executable, "-m", "kdistill", "run", *TINY, f"runs={tmp_path}", *words)
+    """The command, with 27 batches of soft targets for two; the student's folder works by itself. Then features."""
+    once = [f"{section}.epochs=1" for section in ("teacher", "student")]
+    words = (
+        *TINY,
+        f"runs={tmp_path}",
+        "device.processes=2",
+        "device.shard=true",
+        "soft_targets.views=3",
+        *once,
+    )
+    finish(sys.executable, "-m", "kdistill", "run", *words)
+    finish(sys.executable, "-m", "kdistill", "distill", *words, "feature=at", "student.optim.ema=0.9")
 
-    (student,) = tmp_path.glob("artifacts/student/*")
-    assert Artifact(student).manifest["processes"] == 2
+    students = [Artifact(folder) for folder in tmp_path.glob("artifacts/student/*")]
+    assert [student.manifest["processes"] for student in students] == [2, 2]
     (folder,) = tmp_path.glob("artifacts/finetuned/*")
     code = "import torch, use; print(list(use.load()(torch.zeros(3, 1, 8, 8)).shape))"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What `test_sharding.py` runs in one process, whole, and under torchrun in two, sharded: results go to `<rank>.pt`."""
+"""What `test_fsdp.py` runs in one process, whole, and under torchrun in two, sharded: results go to `<rank>.pt`."""
 
 import logging
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdistill import launch, ranks, sharding
+from kdistill import fsdp, launch, ranks
 from kdistill.engine import Engine
 from kdistill.errors import Interrupted
 from kdistill.learners import Learner, Peers
@@ -44,7 +44,7 @@ def teacher(shard: bool = True, name: str = "mlp", layers: Sequence[str] = ()) -
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: sharding.whole(tensor) for name, tensor in module.state_dict().items()}
+    return {name: fsdp.whole(tensor) for name, tensor in module.state_dict().items()}
 
 
 def trained(
@@ -121,14 +121,14 @@ def held() -> dict[str, int]:
     own, machine = student(hidden=[64, 64]), engine()
     state = State(own, len(TRAIN), settings(1), machine, Objective().task)
     step: nn.Module = Step(own, machine)
-    step = sharding.lead(step, machine.device) if machine.shard else step
+    step = fsdp.lead(step, machine.device) if machine.shard else step
     batch = next(DATA.batches(0, 16))
     train_step(state, step, batch, 0, Objective(), None)
     torch.stack(list(step(batch, Objective(), None).values())).sum().backward()
     parameters = list(own.parameters())
     momentum = [entry["momentum_buffer"] for entry in state.optimizer.state.values()]
     kinds = {"parameters": parameters, "gradients": [p.grad for p in parameters], "momentum": momentum}
-    return {kind: sum(t.numel() for t in sharding.local(tensors)) for kind, tensors in kinds.items()}
+    return {kind: sum(t.numel() for t in fsdp.local(tensors)) for kind, tensors in kinds.items()}
 
 
 def saved(folder: Path) -> dict[str, Tensor]:
@@ -168,7 +168,7 @@ def everything(folder: Path, other: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     logging.disable()
-    sharding.UNIT = 100
+    fsdp.UNIT = 100
     if launch.is_rank():
         ranks.join()
     target = Path(sys.argv[1])
