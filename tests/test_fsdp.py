@@ -182,12 +182,19 @@ def test_two_sharded_train_as_one_whole(case: str, results: list[Result]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["batch norm", "within a block"])
-def test_sharded_is_as_data_parallel(case: str, results: list[Result]) -> None:
-    """With batch norm over each process's share, and a feature from within a unit."""
+@pytest.mark.parametrize(
+    ("case", "whole"),
+    [
+        ("batch norm", "batch norm"),
+        ("within a block", "within a block"),
+        ("within the only unit", "within a block"),
+    ],
+)
+def test_sharded_is_as_data_parallel(case: str, whole: str, results: list[Result]) -> None:
+    """With batch norm over each process's share, and a feature from within a unit whose output is not asked for."""
     _, main, _ = results
 
-    assert_close(main[case], main[f"{case}, whole"])
+    assert_close(main[case], main[f"{whole}, whole"])
 
 
 @pytest.mark.slow

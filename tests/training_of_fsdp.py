@@ -27,6 +27,8 @@ SOFT = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)
 ADAMW = {"kind": "adamw", "momentum": None, "nesterov": None, "betas": [0.9, 0.99], "lr": 0.01}
 #: saves after every step and epoch; this one is within the second epoch
 CUT = 9
+#: parameters of a unit: each block of these small networks is one
+UNIT = 100
 
 
 def engine(shard: bool = True) -> Engine:
@@ -70,9 +72,10 @@ def trained(
 
 
 def with_feature(
-    name: str, layer: str, shape: tuple[int, ...], alpha: float, shard: bool = True
+    name: str, layer: str, shape: tuple[int, ...], alpha: float, shard: bool = True, unit: int = UNIT
 ) -> dict[str, Tensor]:
     """A term on features with adapters; with `alpha=0` nothing asks for the student's logits."""
+    fsdp.UNIT = unit
     features = [torch.rand(4, *shape)]
     own = network(name)
     torch.manual_seed(1)
@@ -140,6 +143,7 @@ def saved(folder: Path) -> dict[str, Tensor]:
 
 
 def everything(folder: Path, other: Path) -> dict[str, object]:
+    fsdp.UNIT = UNIT
     odd = images(33, seed=2)
     whole, cut = network("mlp", seed=7), engine().spread(network("mlp", seed=7))
     mine = odd.images[: 17 if ranks.rank() else 8]  # three batches of 8, or one
@@ -151,6 +155,7 @@ def everything(folder: Path, other: Path) -> dict[str, object]:
         "feature": with_feature("mlp", "stages.0", (16,), alpha=1.0),
         "only a feature": with_feature("mlp", "stages.0", (16,), alpha=0.0),
         "within a block": with_feature(*within, alpha=0.0),
+        "within the only unit": with_feature(*within, alpha=0.0, unit=10**9),
         "within a block, whole": with_feature(*within, alpha=0.0, shard=False),
         "peers": trained(Peers(student(), student(seed=1)), MutualObjective(alpha=1, beta=1, T=2)),
         **resumed(folder, other),
@@ -168,7 +173,6 @@ def everything(folder: Path, other: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     logging.disable()
-    fsdp.UNIT = 100
     if launch.is_rank():
         ranks.join()
     target = Path(sys.argv[1])
