@@ -183,6 +183,10 @@ def failure(exitcode: int, message: str = launch.NO_MESSAGE) -> Any:
             {0: failure(75), 1: failure(1, "RuntimeError: out of memory")},
             "failed: RuntimeError: out of memory",
         ),
+        (
+            {0: failure(75), 1: failure(-15, "RuntimeError: out of memory")},
+            "failed: RuntimeError: out of memory",
+        ),
         ({1: failure(75)}, "lost the others"),
     ],
 )
