@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdistill import ranks
+from kdistill import fsdp, ranks
 from kdistill.config.schema import Training
 from kdistill.config.section import Ramp, at
 from kdistill.data import Batch, Split
@@ -87,6 +87,8 @@ def fit(
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     state = State(network, len(data.split), settings, engine, objective.task)
+    step: nn.Module = Step(network, engine)
+    step = fsdp.lead(step, engine.device) if engine.shard else ranks.wrap(step)
     saved = checkpoint.load_checkpoint() if checkpoint else None
     if saved is not None:
         state.load_state_dict(saved)
@@ -97,7 +99,6 @@ def fit(
         state.consider(_validated(state, validation))
 
     ranks.own_randomness()
-    step = ranks.wrap(Step(network, engine))
     with stop_requests() as stop, Progress(title, state.total_steps, state.steps_done) as bar:
         while not state.finished:
             saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
@@ -231,7 +232,7 @@ def _terms(row: dict[str, Any]) -> str:
     return f" ({', '.join(f'{name} {row[name]:.3g}' for name in terms)})"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what is gathered of sharded networks in inference mode would not do for training
 def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
     """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU.
 
@@ -241,12 +242,16 @@ def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -
     network.eval()
     batch_size = min(batch_size, max(1, len(split) // ranks.size()))  # no rank is left without a batch
     mine = torch.cat(ranks.share(torch.arange(len(split)).split(batch_size)))
+    count = ranks.most(-(-len(mine) // batch_size)) if engine.shard else 0
 
     def answers() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in split.batches(mine, batch_size):
+        asked = 0
+        for asked, batch in enumerate(split.batches(mine, batch_size), 1):  # noqa: B007
             with engine.autocast():
                 logits = network(batch.images).float()
             yield logits, batch.labels
+        for _ in range(count - asked):
+            network(batch.images[:1])  # the others have a batch more, and run a network that is shared out
 
     logits, labels = zip(*engine.fetched(answers()), strict=True)
     network.train(was_training)
@@ -264,10 +269,11 @@ class _Saver:
     _last: float = field(default_factory=time.monotonic)
 
     def after_step(self) -> None:
-        asked = ranks.agree(bool(self.stop))
-        if asked or time.monotonic() - self._last > self.every_seconds:
+        due = time.monotonic() - self._last > self.every_seconds
+        wish = ranks.most(2 if self.stop else int(due))  # all save together: they gather what is sharded
+        if wish:
             self.save()
-        self._stop_if(asked)
+        self._stop_if(wish == 2)
 
     def save(self) -> None:
         if self.state.sums is not None and not self.state.is_finite:

@@ -173,13 +173,18 @@ def mean(values: Tensor) -> Tensor:
     return total / size()
 
 
+def most(count: int) -> int:
+    """The largest that any rank says."""
+    if size() == 1:
+        return count
+    said = torch.tensor([count], dtype=torch.int32)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return int(said)
+
+
 def agree(flag: bool) -> bool:
     """Whether any rank says so."""
-    if size() == 1:
-        return flag
-    said = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(said, dist.ReduceOp.MAX)
-    return bool(said)
+    return bool(most(int(flag)))
 
 
 def decided(flag: bool) -> bool:

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdistill import ranks
+from kdistill import fsdp, ranks
 from kdistill.config.schema import Training
 from kdistill.engine import Engine
 from kdistill.errors import DataError
+from kdistill.learners import Learner
 from kdistill.optim import build_optimizer, learning_rate
 from kdistill.tasks import Task
 
@@ -42,10 +43,13 @@ class State:
         self.network, self.settings, self.engine, self.task = network, settings, engine, task
         self.batch_size = usable_batch_size(settings, samples)
         self.steps_per_epoch = samples // self.batch_size
+        self.ema = _moving_average(network, settings.optim.ema)  # first: what is sharded cannot be copied
+        _spread(network, engine, trained=True)
+        if self.ema is not None:
+            _spread(self.ema.module, engine, trained=False)
         self.optimizer = build_optimizer(network, settings.optim)
         self.learning_rate = learning_rate(settings.optim, settings.epochs, self.steps_per_epoch)
         self.scaler = engine.scaler()
-        self.ema = _moving_average(network, settings.optim.ema)
         self.epoch = self.step = 0  # finished epochs; finished steps of the running one
         self.terms: tuple[str, ...] = ()  # of the running epoch's loss
         self.sums: Tensor | None = None  # of each of them over the steps
@@ -155,8 +159,9 @@ class State:
         self.seconds, self._clock = self.seconds + now - self._clock, now
 
     def state_dict(self) -> dict[str, Any]:
+        """All of it, sharded or not. Of sharded networks the main rank gets all, and all ranks call this together."""
         self._count_seconds()
-        return {
+        state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -173,8 +178,12 @@ class State:
             "seconds": self.seconds,
             "random": self.engine.random_state(),
         }
+        return fsdp.gathered(state) if self.engine.shard else state
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, of any number of ranks, sharded or not."""
+        if self.engine.shard:
+            saved = saved | self._cut(saved)
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
@@ -187,6 +196,20 @@ class State:
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
         self._resumed_step = self.step
         self.engine.set_random_state(saved["random"])
+
+    def _cut(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """This rank's part of a saved state's networks, and of the optimizer's memory of each parameter."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        memory = {
+            number: {name: fsdp.cut(value, parameters[number]) for name, value in entries.items()}
+            for number, entries in saved["optimizer"]["state"].items()
+        }
+        return {
+            "network": fsdp.cut_like(self.network.state_dict(), saved["network"]),
+            "ema": None if self.ema is None else fsdp.cut_like(self.ema.state_dict(), saved["ema"]),
+            "kept_weights": fsdp.cut_like(self.averaged.state_dict(), saved["kept_weights"]),
+            "optimizer": saved["optimizer"] | {"state": memory},
+        }
 
 
 def usable_batch_size(settings: Training, samples: int) -> int:
@@ -209,4 +232,16 @@ def usable_batch_size(settings: Training, samples: int) -> int:
 def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    update = get_ema_multi_avg_fn(decay)
+    return AveragedModel(
+        network,
+        multi_avg_fn=lambda averages, values, count: update(fsdp.local(averages), fsdp.local(values), count),
+        use_buffers=True,
+    )
+
+
+def _spread(network: nn.Module, engine: Engine, trained: bool) -> None:
+    """Make a network ready to run, and what is trained beside it: terms that look into the student."""
+    parts, observed = (network.parts, True) if isinstance(network, Learner) else ([network], False)
+    for part in parts:
+        engine.spread(part, trained=trained, keep=trained and observed)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "kdistill"
 LAYERS = [
     {"errors"},
     {"config", "plugins", "files", "console", "logs", "stopping", "ranks", "launch"},
-    {"engine", "averaging", "metrics", "optim", "records", "resources", "shards", "stored"},
+    {"engine", "fsdp", "averaging", "metrics", "optim", "records", "resources", "shards", "stored"},
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing"},
     {"teachers", "state", "learners", "training_data"},

@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdistill import plugins, ranks
+from kdistill import fsdp, plugins, ranks
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config import folders
 from kdistill.config.data import Dataset
@@ -123,8 +123,8 @@ class Job:
         return augmented(self.config.dataset.augment, seed, self.data.channels, self.data.image_size)
 
     def first_images(self, count: int) -> Tensor:
-        """Up to `count` training images to try networks on, the first that can be read."""
-        split = self.data.train.to(self.engine.device)
+        """Up to `count` training images to try whole networks on, the first that can be read."""
+        split = self.data.train.to(self.engine.home)
         batches = split.batches(torch.arange(len(split)), count)
         return next(batch.images for batch in batches if len(batch.images))
 
@@ -159,7 +159,9 @@ class Job:
     def try_network(self, role: Role) -> None:
         """Raise now what `build` would raise later."""
         with self.engine.seeded(0):
-            new_network(role, self.section(role), self.data, self.shown(role))
+            network = new_network(role, self.section(role), self.data, self.shown(role))
+        if self.engine.shard:
+            fsdp.check(network)
 
     def network_settings(self, role: Role) -> str:
         """All that decides whether a network can be built, as text."""

@@ -169,8 +169,11 @@ def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, w
                     raise Interrupted(STOPPED)
             save()
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
-        if shard.waits and ranks.agree(bool(stop)):
-            raise Interrupted(STOPPED)
+        if shard.waits:
+            if signal.together:
+                signal.logits(job.first_images(1)[:0])
+            if ranks.agree(bool(stop)):
+                raise Interrupted(STOPPED)
 
 
 def answers(
@@ -181,6 +184,8 @@ def answers(
         if len(batch):
             yield batch.indices, signal.logits(job.teacher_views(batch.images, batch.indices, view))
         else:
+            if signal.together:
+                signal.logits(batch.images)  # as the others ask about theirs
             yield batch.indices, torch.empty(0, 0)
 
 
