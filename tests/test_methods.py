@@ -307,9 +307,9 @@ def test_a_stopped_run_ends_with_the_same_weights(
     steps = 0
     real = State.record
 
-    def stopping(self: State, terms: dict[str, Tensor]) -> None:
+    def stopping(self: State, names: tuple[str, ...], terms: Tensor) -> None:
         nonlocal steps
-        real(self, terms)
+        real(self, names, terms)
         steps += 1
         if steps == stop_after:
             os.kill(os.getpid(), signal.SIGINT)

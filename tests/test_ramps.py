@@ -180,9 +180,9 @@ def test_a_resumed_run_has_the_same_ramps(
     steps = 0
     real = State.record
 
-    def stopping(self: State, terms: dict[str, Tensor]) -> None:
+    def stopping(self: State, names: tuple[str, ...], terms: Tensor) -> None:
         nonlocal steps
-        real(self, terms)
+        real(self, names, terms)
         steps += 1
         if steps == 13:
             os.kill(os.getpid(), signal.SIGINT)
