@@ -19,7 +19,7 @@ from kdistill.errors import did_you_mean
 
 #: YAML reads the name of a class that is a number as one
 ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
-Stage = Literal["train-teacher", "soft-targets", "distill", "finetune", "eval", "run"]
+Stage = Literal["train-teacher", "soft-targets", "distill", "finetune", "eval", "export", "run"]
 
 
 # --- optimisation: mounted at teacher.optim, student.optim and finetune.optim ---
@@ -278,12 +278,29 @@ class Device(Section):
     )
 
 
+class Export(Section):
+    format: Literal["onnx"] = Field(description="format of the exported file")
+    tolerance: float = Field(
+        gt=0, description="largest difference of any output from PyTorch's that is accepted"
+    )
+
+
+class Predict(Section):
+    top: int = Field(ge=1, description="likeliest classes that are shown of each image")
+    format: Literal["table", "json", "csv"] = Field(description="how predictions are written")
+
+
 class Config(Section):
     """The whole config: one tree for all stages, so that every command computes the same keys."""
 
     stage: Stage
     runs: str = Field(min_length=1, description="folder for artifacts and run logs")
     force: bool = Field(description="make the stage's artifact again even when it is there")
+    model: str | None = Field(
+        min_length=1,
+        description="folder of the trained network to export or predict with (predict: or an exported file);"
+        " null: the student of these settings",
+    )
     dataset: Dataset
     teacher: Teacher
     assistant: dict[str, Any] | None = Field(
@@ -297,6 +314,8 @@ class Config(Section):
     mixing: Mixing
     soft_targets: SoftTargets
     finetune: Finetune
+    export: Export
+    predict: Predict
     device: Device
 
     @model_validator(mode="after")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdistill.artifacts import Artifact
 from kdistill.config.models import kind_of
 from kdistill.config.schema import Config
+from kdistill.errors import ConfigError
+from kdistill.exports import FORMATS
 from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
 from kdistill.stages.checks import check_method, check_shares
 from kdistill.stages.distill import distill
+from kdistill.stages.export import check_export, export
+from kdistill.stages.export import table as export_table
 from kdistill.stages.finetune import check_epochs, finetune
 from kdistill.stages.job import ROLES, Job, Role
 from kdistill.stages.objectives import rehearse
@@ -47,6 +52,8 @@ def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
         if config.stage == "distill" and not config.finetune.epochs:
             following = "eval"
         return _made(job, [make(maker) for maker in makers(job, config.stage)], following)
+    if config.stage == "export":
+        return _exported(job, export(job))
     return _judged(job, run(job) if config.stage == "run" else evaluation.evaluate(job))
 
 
@@ -78,6 +85,8 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
 def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
+    if job.config.model is not None and stage != "export":
+        raise ConfigError(f"model={job.config.model}: {stage} makes its networks itself; export and predict take one")
     _ = job.views(seed=0)  # refused now if the images do not allow them
     check_shares(job)
     if stage in ("distill", "run"):
@@ -96,6 +105,8 @@ def _check_job(job: Job, tried: set[str]) -> None:
         check_epochs(job.config.finetune)
     if stage in ("finetune", "eval"):
         job.require_student()
+    if stage == "export":
+        check_export(job)
     roles = TRAINED.get(stage, ())
     if "teacher" in roles:
         for teacher in job.chain[0].teachers.values():
@@ -182,6 +193,20 @@ def _summary(job: Job, artifact: Artifact) -> Table:
             facts["top k"] = about["top_k"]
     facts |= {"MB": f"{artifact.bytes / 1e6:,.2f}", "seconds": f"{about['seconds']:.1f}"}
     return Table(title=artifact.kind, columns=list(facts), rows=[list(facts.values())])
+
+
+def _exported(job: Job, artifact: Artifact) -> Result:
+    about = artifact.manifest
+    path = artifact.folder / FORMATS[job.config.export.format].file
+    row: dict[str, float | int | str] = {name: round(value, 5) for name, value in about["test"].items()}
+    row |= {name: about[name] for name in ("difference", "ms")}
+    return Result(
+        objective=None,
+        row={**row, "bytes": artifact.payload_bytes, "artifact": artifact.folder.name},
+        tables=[export_table(job.task, artifact)],
+        message=f"{path}\nnext: {shlex.join(['kdistill', 'predict', 'IMAGE', f'model={path}'])}",
+        artifacts={artifact.kind: str(artifact.folder)},
+    )
 
 
 def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
