@@ -140,8 +140,8 @@ kdistill predict IMAGE|FOLDER... [overrides]: the likeliest classes of each imag
   kdistill predict photos/ model=runs/artifacts/student/NAME predict.format=csv > classes.csv
 
 predict.top=K: classes of each image (5). predict.format: table, json or csv. device.workers=N: processes that decode.
-Images are brought to the student's size and colours as in training. What cannot be read is reported, the others
-go on, and the exit code is 1. Multi-label: each class has a probability of its own. Regression: values in their units.""",
+Images are brought to the student's size and colours as in training. What cannot be read is reported, the others go
+on, and the exit code is 1. Multi-label: each class has a probability of its own. Regression: all values.""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]

@@ -46,7 +46,9 @@ def main(words: Sequence[str]) -> int:
     """
     names = [word for word in words if "=" not in word]
     if not names:
-        raise ConfigError("predict needs an image or a folder of images: kdistill predict IMAGE|FOLDER [model=PATH]")
+        raise ConfigError(
+            "predict needs an image or a folder of images: kdistill predict IMAGE|FOLDER [model=PATH]"
+        )
     images = [image for name in names for image in _images(name)]
     plan = compose.plan("export", [word for word in words if "=" in word])
     job = Job.open(plan.configs[0], compose.users_words(plan.jobs[0]))
@@ -111,7 +113,9 @@ def _network(job: Job) -> tuple[Network, Interface]:
     if file is not None:
         suffixes = {Path(form.file).suffix: form for form in FORMATS.values()}
         if file.suffix not in suffixes:
-            raise ModelError(f"model={file}: expected a folder, or a file that ends in {' or '.join(suffixes)}")
+            raise ModelError(
+                f"model={file}: expected a folder, or a file that ends in {' or '.join(suffixes)}"
+            )
         exported = suffixes[file.suffix].read(file)
         return exported, exported.interface
     artifact = job.chosen_network()

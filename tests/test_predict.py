@@ -25,7 +25,9 @@ from tests.test_portable import CLASSES, make_student
 Said = tuple[int, str, str]
 
 
-def student(runs: Path, name: str = "cnn", channels: int = 3, size: tuple[int, int] = (8, 8), **about: Any) -> Path:
+def student(
+    runs: Path, name: str = "cnn", channels: int = 3, size: tuple[int, int] = (8, 8), **about: Any
+) -> Path:
     """The folder of a student with random weights, as an artifact."""
     params = {"channels": [4]} if name == "cnn" else {"hidden": [8]}
 
@@ -78,7 +80,9 @@ def expected(folder: Path, image: str, channels: int = 3) -> list[tuple[str, flo
 # --- forms ---
 
 
-def test_a_table_has_a_line_for_each_image(predict: Callable[..., Said], photos: Path, tmp_path: Path) -> None:
+def test_a_table_has_a_line_for_each_image(
+    predict: Callable[..., Said], photos: Path, tmp_path: Path
+) -> None:
     """Every image of the folder and below it, in the order of their names."""
     folder = student(tmp_path)
     code, out, err = predict("photos", f"model={folder}", "predict.top=2")
@@ -105,7 +109,9 @@ def test_json_is_a_list_of_all(predict: Callable[..., Said], photos: Path, tmp_p
 
     assert code == 0
     assert (first["image"], second["image"]) == ("photos/a.png", "photos/more/e.bmp")
-    assert [entry["class"] for entry in first["classes"]] == [n for n, _ in expected(folder, "photos/a.png")][:5]
+    assert [entry["class"] for entry in first["classes"]] == [n for n, _ in expected(folder, "photos/a.png")][
+        :5
+    ]
     assert [entry["probability"] for entry in first["classes"]] == pytest.approx(
         [share for _, share in expected(folder, "photos/a.png")][:5], rel=1e-4
     )
@@ -138,7 +144,9 @@ def test_values_are_written_by_name(predict: Callable[..., Said], photos: Path, 
     ]
 
 
-def test_labels_have_probabilities_of_their_own(predict: Callable[..., Said], photos: Path, tmp_path: Path) -> None:
+def test_labels_have_probabilities_of_their_own(
+    predict: Callable[..., Said], photos: Path, tmp_path: Path
+) -> None:
     """Multi-label: sigmoids, the largest first."""
     folder = student(tmp_path, task="multilabel")
     _, out, _ = predict("photos/a.png", f"model={folder}", "predict.format=json", "predict.top=6")
@@ -178,10 +186,10 @@ def test_what_cannot_be_read_is_reported_and_the_others_go_on(
     code, out, err = predict("photos", f"model={student(tmp_path)}", f"predict.format={form}")
 
     assert code == 1
-    assert err == "cannot read photos/b.jpg: cannot identify image file 'photos/b.jpg'\n"
+    assert err == "cannot read photos/b.jpg: cannot identify image file\n"
     assert all(f"photos/{name}" in out for name in ("a.png", "c.png", "d.png", "more/e.bmp"))
     if form == "json":
-        assert json.loads(out)[1] == {"image": "photos/b.jpg", "error": "cannot identify image file 'photos/b.jpg'"}
+        assert json.loads(out)[1] == {"image": "photos/b.jpg", "error": "cannot identify image file"}
     else:
         assert "b.jpg" not in out
 
@@ -230,7 +238,7 @@ def test_an_exported_file_says_what_the_folder_says(
         ),
         (
             ("photos/aa.png", "model=STUDENT"),
-            "photos/aa.png: there is no such image or folder. Did you mean 'a.png'?",
+            "photos/aa.png: there is no such image or folder. Did you mean 'a.png' or 'd.png'?",
         ),
         (
             ("empty", "model=STUDENT"),
@@ -267,7 +275,9 @@ def test_mistakes_are_one_line(
     assert predict(*(word.replace("STUDENT", str(folder)) for word in words)) == (2, "", f"{text}\n")
 
 
-def test_a_network_of_numbers_takes_no_images(predict: Callable[..., Said], photos: Path, tmp_path: Path) -> None:
+def test_a_network_of_numbers_takes_no_images(
+    predict: Callable[..., Said], photos: Path, tmp_path: Path
+) -> None:
     """It says what it takes."""
     folder = student(tmp_path, "mlp", channels=12, size=(1, 1), input="vector")
 
@@ -283,7 +293,9 @@ def test_without_model_the_student_of_these_settings(predict: Callable[..., Said
     code, _, err = predict("photos", "student=mlp", "loss=ce")
 
     assert code == 2
-    assert err == "the student mlp is not distilled yet. Make it with:\n  kdistill distill student=mlp loss=ce\n"
+    assert (
+        err == "the student mlp is not distilled yet. Make it with:\n  kdistill distill student=mlp loss=ce\n"
+    )
 
 
 def test_a_damaged_student_is_named(predict: Callable[..., Said], photos: Path, tmp_path: Path) -> None:

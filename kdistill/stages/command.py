@@ -86,7 +86,9 @@ def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
     if job.config.model is not None and stage != "export":
-        raise ConfigError(f"model={job.config.model}: {stage} makes its networks itself; export and predict take one")
+        raise ConfigError(
+            f"model={job.config.model}: {stage} makes its networks itself; export and predict take one"
+        )
     _ = job.views(seed=0)  # refused now if the images do not allow them
     check_shares(job)
     if stage in ("distill", "run"):

@@ -61,7 +61,7 @@ def export(job: Job) -> Artifact:
         parts,
         key_of(parts),
         lambda work: _make(job, network, work),
-        parents={network.kind: network},
+        parents={network.manifest["kind"]: network},
         force=job.forced("export"),
     )
 

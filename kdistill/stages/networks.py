@@ -51,9 +51,9 @@ def new_network(role: Role, section: Model, data: Data, shown: InputView) -> Cla
 
 
 def stored_network(artifact: Artifact) -> Classifier:
-    """The network of a finished artifact, on the CPU, its weights verified against their checksum; draws random numbers.
+    """The network of a finished artifact, on the CPU, its weights verified against their checksum.
 
-    Raises `ModelError` where there is none in it.
+    Draws random numbers. Raises `ModelError` where there is no network in it.
     """
     network = rebuild(description(artifact))
     path = artifact.file("model.safetensors")
