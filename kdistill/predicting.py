@@ -53,18 +53,19 @@ def main(words: Sequence[str]) -> int:
     plan = compose.plan("export", [word for word in words if "=" in word])
     job = Job.open(plan.configs[0], compose.users_words(plan.jobs[0]))
     network, interface = _network(job)
-    settings, unread = job.config.predict, 0
-
-    def found() -> Iterator[Prediction]:
-        nonlocal unread
-        for prediction in predictions(images, network, interface, settings.top, job.config.device.workers):
-            if prediction.error:
-                unread += 1
-                complain(f"cannot read {prediction.image}: {prediction.error}")
-            yield prediction
-
-    WRITERS[settings.format](found(), interface)
+    settings, unread = job.config.predict, []
+    found = predictions(images, network, interface, settings.top, job.config.device.workers)
+    WRITERS[settings.format](_reporting(found, unread), interface)
     return 1 if unread else 0
+
+
+def _reporting(found: Iterable[Prediction], unread: list[str]) -> Iterator[Prediction]:
+    """Pass predictions on; what could not be read is told on stderr and put into `unread`."""
+    for prediction in found:
+        if prediction.error:
+            complain(f"cannot read {prediction.image}: {prediction.error}")
+            unread.append(prediction.image)
+        yield prediction
 
 
 def predictions(

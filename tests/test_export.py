@@ -285,5 +285,7 @@ def test_other_stages_take_no_trained_network(
 ) -> None:
     """Else `model` would be ignored there."""
     assert command(stage, *QUICK, "model=somewhere") == 2
-    text = f"model=somewhere: {stage} makes its networks itself; export and predict take one\n"
-    assert capsys.readouterr().err == text
+    assert capsys.readouterr().err == (
+        "model=somewhere is for `kdistill export` and `kdistill predict`; a student starts from student.weights=FILE,"
+        " and teacher=folder teacher.weights=FOLDER teaches\n"
+    )

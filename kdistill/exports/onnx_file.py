@@ -37,21 +37,11 @@ def versions() -> dict[str, str]:
 def write(network: nn.Module, interface: Interface, notes: Mapping[str, str], path: Path) -> None:
     """Write a network in evaluation mode, with its normalisation: `input` -> `logits` (regression: `values`).
 
-    The batch size is free. The metadata hold the interface, lists as JSON, and the `notes`.
+    The batch size is free. The metadata hold the interface, lists as JSON, and the `notes`. Raises `ModelError` for
+    an operation that ONNX does not have.
     """
     onnx = _imported("onnx")
-    program = torch.onnx.export(
-        network,
-        (interface.example(2),),  # a batch of one would be taken for a constant
-        input_names=["input"],
-        output_names=["values" if interface.task == "regression" else "logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    model = program.model_proto
+    model = _program(network, interface).model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # where in the source each operator comes from: paths of this machine
     facts = interface.model_dump(mode="json", exclude_none=True)
@@ -59,6 +49,26 @@ def write(network: nn.Module, interface: Interface, notes: Mapping[str, str], pa
     onnx.helper.set_model_props(model, {**texts, **notes})
     onnx.checker.check_model(model)
     write_bytes(path, model.SerializeToString())
+
+
+def _program(network: nn.Module, interface: Interface) -> torch.onnx.ONNXProgram:
+    try:
+        program = torch.onnx.export(
+            network,
+            (interface.example(2),),  # a batch of one would be taken for a constant
+            input_names=["input"],
+            output_names=["values" if interface.task == "regression" else "logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as ex:
+        raise ModelError(
+            f"PyTorch cannot write this network as ONNX: {first_line(ex.__cause__ or ex)}"
+        ) from ex
+    assert program is not None
+    return program
 
 
 class OnnxNetwork:

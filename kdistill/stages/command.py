@@ -85,12 +85,9 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
 def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
-    if job.config.model is not None and stage != "export":
-        raise ConfigError(
-            f"model={job.config.model}: {stage} makes its networks itself; export and predict take one"
-        )
     _ = job.views(seed=0)  # refused now if the images do not allow them
     check_shares(job)
+    check_model(job)
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)
@@ -119,6 +116,15 @@ def _check_job(job: Job, tried: set[str]) -> None:
             _try_features(step, tried)
     if stage == "run":
         _ = job.data.test  # found missing or damaged now, not after the training
+
+
+def check_model(job: Job) -> None:
+    """Raise `ConfigError` for `model` with a stage that has no use for it."""
+    if job.config.model is not None and job.config.stage != "export":
+        raise ConfigError(
+            f"model={job.config.model} is for `kdistill export` and `kdistill predict`; a student starts from"
+            " student.weights=FILE, and teacher=folder teacher.weights=FOLDER teaches"
+        )
 
 
 def _try_teacher(job: Job, tried: set[str]) -> None:

@@ -22,11 +22,11 @@ from kdistill.identity import export_parts, key_of
 from kdistill.models.classifier import View
 from kdistill.partial import Work, discard
 from kdistill.records import Table
-from kdistill.stages.evaluate import BATCH_SIZE
 from kdistill.stages.job import Job
 from kdistill.stages.networks import interface_of
 from kdistill.tasks import Task
 
+BATCH_SIZE = 256
 #: a time is the median of so many runs, after some that are not counted
 RUNS, WARM_UP = 50, 5
 Network = Callable[[Tensor], Tensor]
