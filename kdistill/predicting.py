@@ -53,7 +53,8 @@ def main(words: Sequence[str]) -> int:
     plan = compose.plan("export", [word for word in words if "=" in word])
     job = Job.open(plan.configs[0], compose.users_words(plan.jobs[0]))
     network, interface = _network(job)
-    settings, unread = job.config.predict, []
+    settings = job.config.predict
+    unread: list[str] = []
     found = predictions(images, network, interface, settings.top, job.config.device.workers)
     WRITERS[settings.format](_reporting(found, unread), interface)
     return 1 if unread else 0

@@ -135,6 +135,8 @@ def test_the_metadata_say_what_it_takes_and_gives(tmp_path: Path) -> None:
         "source_size": "[32, 32]",
         "mean": "[0.4]",
         "std": "[0.3]",
+        "resizing": "central crop of the sides' ratio, bilinear with antialiasing",
+        "normalisation": "in the graph: (pixels / 255 - mean) / std",
         "target_mean": "[1.0, 1.0, 1.0, 1.0]",
         "target_std": "[2.0, 2.0, 2.0, 2.0]",
         "kdistill": "0.1.0",

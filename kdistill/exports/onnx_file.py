@@ -19,9 +19,14 @@ from kdistill.errors import ConfigError, ModelError, first_line
 from kdistill.files import write_bytes
 from kdistill.interface import Interface
 
-#: of the operators' definitions: ONNX Runtime reads it from 1.14 (2023) on
+#: of the operators' definitions; PyTorch's exporter writes it without converting, in a file of IR version 10
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+#: what is said of images in words, beside their size
+PREPARED = {
+    "resizing": "central crop of the sides' ratio, bilinear with antialiasing",
+    "normalisation": "in the graph: (pixels / 255 - mean) / std",
+}
 
 
 def check() -> None:
@@ -46,7 +51,8 @@ def write(network: nn.Module, interface: Interface, notes: Mapping[str, str], pa
         del node.metadata_props[:]  # where in the source each operator comes from: paths of this machine
     facts = interface.model_dump(mode="json", exclude_none=True)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    onnx.helper.set_model_props(model, {**texts, **notes})
+    prepared = PREPARED if interface.input == "image" else {}
+    onnx.helper.set_model_props(model, {**texts, **prepared, **notes})
     onnx.checker.check_model(model)
     write_bytes(path, model.SerializeToString())
 
