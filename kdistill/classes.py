@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,19 +52,22 @@ class ClassMap:
         """
         if self.is_identity:
             return teacher_logits
-        device = teacher_logits.device
-        widest = max(len(group) for group in self.columns)
-        if widest == 1:
+        padded = _padded(self.columns, self.teacher_classes, teacher_logits.device)
+        if padded.shape[1] == 1:
             # not by logsumexp: T * (z / T) is rounded, a selected logit is the same bits
-            return teacher_logits.index_select(1, torch.tensor([k for (k,) in self.columns], device=device))
-        padded = torch.tensor(
-            [[*group, *[self.teacher_classes] * (widest - len(group))] for group in self.columns],
-            device=device,
-        )
+            return teacher_logits.index_select(1, padded[:, 0])
         wide = teacher_logits if teacher_logits.dtype == torch.float64 else teacher_logits.float()
         nothing = wide.new_full((len(wide), 1), -torch.inf)
         members = torch.cat([wide, nothing], dim=1)[:, padded]
         return T * (members / T).logsumexp(2)
+
+
+@cache
+def _padded(columns: tuple[tuple[int, ...], ...], nothing: int, device: torch.device) -> Tensor:
+    """The teacher's classes of each group, int64 `[S, widest]`; `nothing` fills up smaller groups."""
+    widest = max(len(group) for group in columns)
+    rows = [[*group, *[nothing] * (widest - len(group))] for group in columns]
+    return torch.tensor(rows, device=device)
 
 
 def same_classes(count: int) -> ClassMap:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import nn
 
-from kdistill import ranks
+from kdistill import fsdp, ranks
 from kdistill.config import schema
 from kdistill.errors import ConfigError
 
 log = logging.getLogger("kdistill")
 Precision = Literal["fp32", "bf16", "fp16"]
+Tensors = tuple[torch.Tensor, ...]
 #: multiply-adds per image from which bfloat16 makes a network's training at least 1.4 times as fast on a CPU that
 #: has it; docs/performance.md has the measurements
 WORTH_BF16 = 5e6
@@ -31,10 +32,14 @@ class Engine:
     compile: bool = False
     auto: bool = False
     """Whether a network may be given another precision, by its size."""
+    shard: bool = False
+    """Whether each rank holds only its part of a network that runs."""
 
     @classmethod
     def open(cls, config: schema.Device) -> Engine:
         """Choose device and precision; raises `ConfigError` for a device that is not there."""
+        if config.shard:
+            _check_shard(config)
         device = _device(config.name)
         if config.processes > 1:
             device = _own_device(device, config)
@@ -46,9 +51,10 @@ class Engine:
         torch.backends.cudnn.allow_tf32 = not exact
         torch.backends.cuda.matmul.allow_tf32 = not exact
         torch.backends.cudnn.deterministic = exact
+        torch.backends.cudnn.benchmark = not exact  # kernels chosen by trying, perhaps others in each run
         log.debug("device %s, precision %s", device, precision)
         auto = config.precision == "auto" and device.type == "cpu" and cpu_has_bf16()
-        return cls(device, precision, config.compile, auto)
+        return cls(device, precision, config.compile, auto, config.shard)
 
     def for_network(self, multiply_adds: Callable[[], float]) -> Engine:
         """This machine at the precision that suits a network of so many multiply-adds per image.
@@ -57,12 +63,51 @@ class Engine:
         """
         return replace(self, precision="bf16") if self.auto and multiply_adds() >= WORTH_BF16 else self
 
+    @property
+    def home(self) -> torch.device:
+        """Where whole networks are: on the device, or, where they may be too large for it, on the CPU."""
+        return torch.device("cpu") if self.shard else self.device
+
     def place(self, network: nn.Module) -> nn.Module:
-        """Put a network on the device, in the memory layout that convolutions are fastest in."""
+        """Put a network at `home`, in the memory layout that convolutions are fastest in.
+
+        One that will be sharded stays in the layout that can be. Raises `ModelError` where none can.
+        """
+        if self.shard:
+            fsdp.check(network)
+            return network
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile:
             network.compile()
         return network
+
+    def spread(self, network: nn.Module, *, trained: bool = False, keep: bool = False) -> nn.Module:
+        """A network that was placed, ready to run: sharded where that is asked for, as `fsdp.shard` says."""
+        if self.shard:
+            fsdp.shard(network, self.device, trained=trained, keep=keep)
+        return network
+
+    @property
+    def look_every(self) -> int:
+        """Steps from one look at the loss to the next: before a GPU's numbers are read, it has to catch up."""
+        return 1 if self.device.type == "cpu" else 50
+
+    def fetched(self, results: Iterable[Tensors]) -> Iterator[Tensors]:
+        """Bring results to the CPU, one behind: a GPU works on the next one while the process uses this one."""
+        if self.device.type != "cuda" or self.shard:  # between sharded batches ranks agree, in one order
+            for result in results:
+                yield tuple(part.cpu() for part in result)
+            return
+        before: tuple[Tensors, torch.cuda.Event] | None = None
+        for result in results:
+            copies = tuple(part.to("cpu", non_blocking=True) for part in result)  # to pinned memory
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(self.device))
+            if before is not None:
+                yield _arrived(*before)
+            before = copies, done
+        if before is not None:
+            yield _arrived(*before)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -96,6 +141,11 @@ class Engine:
             torch.cuda.set_rng_state(state["cuda"], self.device)
         if "mps" in state and self.device.type == "mps":
             torch.mps.set_rng_state(state["mps"])
+
+
+def _arrived(copies: Tensors, done: torch.cuda.Event) -> Tensors:
+    done.synchronize()
+    return copies
 
 
 def _device(name: str) -> torch.device:
@@ -142,6 +192,18 @@ def _own_device(device: torch.device, config: schema.Device) -> torch.device:
     if ranks.size() > 1:
         torch.cuda.set_device(ranks.local_rank())
     return torch.device("cuda", ranks.local_rank())
+
+
+def _check_shard(config: schema.Device) -> None:
+    """Raise `ConfigError` for what sharded networks do not go with."""
+    if config.processes == 1:
+        raise ConfigError(
+            "device.shard=true shares networks out among several processes: set device.processes=2 or more"
+        )
+    if config.compile:
+        raise ConfigError("device.shard=true needs device.compile=false")
+    if config.precision == "fp16":
+        raise ConfigError("device.shard=true needs device.precision=bf16 or fp32, got fp16")
 
 
 def _precision(name: str, device: torch.device) -> Precision:

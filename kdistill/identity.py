@@ -25,6 +25,11 @@ from kdistill.config.section import Ramp, largest
 FORMAT = 1
 #: losses that have a weight for another term than the labels', but ask no teacher
 TEACHERLESS = ("dml", "teacher_free")
+#: settings of a data set that say where things are, which does not matter; what is there does
+_PLACES = {
+    *("root", "table", "download", "unlabelled"),
+    *("train_shards", "validation_shards", "test_shards", "label", "class_names"),
+}
 
 
 @dataclass(frozen=True)
@@ -159,9 +164,7 @@ class Identity:
 
     @property
     def _data(self) -> dict[str, Any]:
-        # where the files lie does not matter; what they hold does
-        settings = _plain(self.config.dataset, exclude={"root", "table", "download", "unlabelled"})
-        return {"fingerprint": self.fingerprint, **settings}
+        return {"fingerprint": self.fingerprint, **_plain(self.config.dataset, exclude=_PLACES)}
 
     @property
     def _loss(self) -> dict[str, Any]:

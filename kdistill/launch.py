@@ -91,14 +91,20 @@ def start(argv: Sequence[str], processes: int) -> int:
 
 def _answer(failures: Mapping[int, ProcessFailure], processes: int) -> int:
     """The exit code of what the main rank has told already; raises `RunError` for what happened to another one."""
-    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in STOPPED}
+    # who has left a message may have been ended while it left
+    causes = {rank: f for rank, f in failures.items() if f.exitcode not in STOPPED or _message(f)}
     rank, failure = min((causes or failures).items(), key=lambda item: item[0])
     which = f"process {rank} of {processes}, counted from 0,"
+    if message := _message(failure):
+        raise RunError(f"{which} failed: {message}. {GO_ON}")
     if failure.exitcode < 0:
         raise RunError(f"{which} was ended by {signal.Signals(-failure.exitcode).name}. {GO_ON}")
     if failure.exitcode == PeerLost.exit_code:
         raise RunError(f"{which} lost the others. {GO_ON}")
-    message = failure.error_file_data.get("message")
-    if message != NO_MESSAGE:
-        raise RunError(f"{which} failed: {message}. {GO_ON}")
     return failure.exitcode
+
+
+def _message(failure: ProcessFailure) -> str:
+    """What a rank has left for its starter to tell; empty where that is nothing."""
+    message = str(failure.error_file_data["message"])
+    return "" if message == NO_MESSAGE else message

@@ -22,6 +22,11 @@ class Learner(nn.Module):
         self.beside = nn.ModuleList(beside)
 
     @property
+    def parts(self) -> list[nn.Module]:
+        """What runs one after another in training: the student, and each term with its adapters."""
+        return [self.student, *self.beside]
+
+    @property
     def net(self) -> nn.Module:
         return self.student.net
 

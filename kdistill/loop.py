@@ -11,15 +11,16 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from kdistill import ranks
+from kdistill import fsdp, ranks
 from kdistill.config.schema import Training
 from kdistill.config.section import Ramp, at
-from kdistill.data import Batch, Mixing, Split, Views, sample_order, slices
+from kdistill.data import Batch, Split
 from kdistill.engine import Engine
 from kdistill.errors import Diverged, Interrupted
 from kdistill.features import observe
@@ -29,6 +30,7 @@ from kdistill.state import Fitted, State
 from kdistill.stopping import StopRequest, stop_requests
 from kdistill.tasks import Task
 from kdistill.teachers import TeacherSignal
+from kdistill.training_data import TrainingData
 
 log = logging.getLogger("kdistill")
 
@@ -59,54 +61,6 @@ class Goal(Protocol):
     ) -> dict[str, Tensor]: ...
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """A split in seeded order, augmented: epoch `e` shows view `e % distinct_views` of every sample.
-
-    `first_epoch` is where the counting starts, so that fine-tuning goes on with new orders and views.
-    `teacher_views` is what the teacher is shown instead, and `mixing` mixes the images of each batch.
-    """
-
-    split: Split
-    views: Views
-    order_seed: int
-    distinct_views: int | None = None
-    first_epoch: int = 0
-    teacher_views: Views | None = None
-    mixing: Mixing | None = None
-    classes: int = 0
-
-    def view(self, epoch: int) -> int:
-        number = self.first_epoch + epoch
-        return number if self.distinct_views is None else number % self.distinct_views
-
-    def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """Augmented batches of an epoch from step `start`; what does not fill a batch waits for another epoch."""
-        order = sample_order(len(self.split), self.order_seed, self.first_epoch + epoch)
-        whole = len(order) // batch_size * batch_size
-        view = self.view(epoch)
-        parts = slices(order[start * batch_size : whole], batch_size)
-        if self.mixing is None:  # else a partner may be in another rank's share
-            parts = [ranks.share(part) for part in parts]
-        for step, batch in enumerate(self.split.read(parts), start):
-            if not len(batch):
-                ranks.refuse_idle()
-                continue
-            images = self.views(batch.images, batch.indices, view)
-            shown = self.teacher_views(batch.images, batch.indices, view) if self.teacher_views else None
-            batch = Batch(images, batch.labels, batch.indices, shown)
-            yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
-
-    def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
-        assert self.mixing is not None
-        mixed = self.mixing.mix(batch.images, batch.labels, epoch, step, self.classes)
-        shown = batch.teacher_images
-        if shown is not None:
-            shown = self.mixing.mix(shown, batch.labels, epoch, step, self.classes).images
-        others = batch.indices[mixed.partner]
-        return Batch(mixed.images, mixed.labels, batch.indices, shown, others, mixed.lam)
-
-
 def fit(
     network: nn.Module,
     data: TrainingData,
@@ -128,10 +82,13 @@ def fit(
     state is a candidate for `keep: best`: fine-tuning never ends worse on validation than it began.
 
     Raises:
-        Diverged: the loss is not finite; the optimizer has not moved on it.
+        Diverged: the loss is not finite. On a CPU the optimizer has not moved on it; elsewhere it is found some steps
+            later, and no state that has moved on it is saved.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     state = State(network, len(data.split), settings, engine, objective.task)
+    step: nn.Module = Step(network, engine)
+    step = fsdp.lead(step, engine.device) if engine.shard else ranks.wrap(step)
     saved = checkpoint.load_checkpoint() if checkpoint else None
     if saved is not None:
         state.load_state_dict(saved)
@@ -142,7 +99,6 @@ def fit(
         state.consider(_validated(state, validation))
 
     ranks.own_randomness()
-    step = ranks.wrap(Step(network, engine))
     with stop_requests() as stop, Progress(title, state.total_steps, state.steps_done) as bar:
         while not state.finished:
             saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
@@ -199,9 +155,11 @@ def train_step(
 ) -> None:
     """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`."""
     state.set_learning_rate()
-    terms = _accumulate_gradients(state, step, batch, view, objective, signal)
+    names, terms = _accumulate_gradients(state, step, batch, view, objective, signal)
+    state.record(names, terms)
+    if state.looks_at_loss and not state.is_finite:
+        raise Diverged(_divergence(state, names, terms))
     state.optimizer_step()
-    state.record(terms)
 
 
 def _accumulate_gradients(
@@ -211,29 +169,32 @@ def _accumulate_gradients(
     view: int,
     objective: Goal,
     signal: TeacherSignal | None,
-) -> dict[str, Tensor]:
-    """Backward through a batch, in parts to save memory; returns each term's mean over the batch."""
-    totals: dict[str, Tensor] = {}
+) -> tuple[tuple[str, ...], Tensor]:
+    """Backward through a batch, in parts to save memory; returns the terms' names and their means, `[terms]`."""
+    means: list[Tensor] = []
     parts = list(batch.chunks(state.settings.optim.accumulate))
     for part in parts:
         share = len(part) / len(batch) * ranks.weight(state.batch_size)
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
         with ranks.only_adding(step, last=part is parts[-1]):
             terms = step(part, objective, teacher)
-            loss = share * torch.stack(list(terms.values())).sum()
-            state.scaler.scale(loss).backward()
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + share * value.detach()
-    totals = ranks.mean(totals)
-    if not torch.stack(list(totals.values())).isfinite().all():
-        raise Diverged(_divergence(state, totals))
-    return totals
+            state.scaler.scale(_times(share, reduce(torch.add, terms.values()))).backward()
+        means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
+    return tuple(terms), ranks.mean(reduce(torch.add, means))
 
 
-def _divergence(state: State, terms: dict[str, Tensor]) -> str:
-    values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+def _times(share: float, value: Tensor) -> Tensor:
+    """Their product; of a small network's step, the operation saved for a share of 1 is a measurable part."""
+    return value if share == 1 else share * value
+
+
+def _divergence(state: State, names: Sequence[str], terms: Tensor) -> str:
+    values = ", ".join(f"{name}={value:g}" for name, value in zip(names, terms.tolist(), strict=True))
+    every = state.engine.look_every
+    where = state.where if every == 1 else f"{state.where}, or up to {every} steps before"
+    unmoved = "the weights have" if every == 1 else "what is saved has"
     return (
-        f"the loss is not finite at {state.where} (terms: {values}); the weights have not moved on it."
+        f"the loss is not finite at {where} (terms: {values}); {unmoved} not moved on it."
         f" A smaller optim.lr (now {state.settings.optim.lr:g}), optim.clip_norm=1 or device.precision=fp32 may help"
     )
 
@@ -271,7 +232,7 @@ def _terms(row: dict[str, Any]) -> str:
     return f" ({', '.join(f'{name} {row[name]:.3g}' for name in terms)})"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what is gathered of sharded networks in inference mode would not do for training
 def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
     """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU.
 
@@ -279,13 +240,20 @@ def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -
     """
     was_training = network.training
     network.eval()
-    logits, labels = [], []
     batch_size = min(batch_size, max(1, len(split) // ranks.size()))  # no rank is left without a batch
     mine = torch.cat(ranks.share(torch.arange(len(split)).split(batch_size)))
-    for batch in split.batches(mine, batch_size):
-        with engine.autocast():
-            logits.append(network(batch.images).float().cpu())
-        labels.append(batch.labels.cpu())
+    count = ranks.most(-(-len(mine) // batch_size)) if engine.shard else 0
+
+    def answers() -> Iterator[tuple[Tensor, Tensor]]:
+        asked = 0
+        for asked, batch in enumerate(split.batches(mine, batch_size), 1):  # noqa: B007
+            with engine.autocast():
+                logits = network(batch.images).float()
+            yield logits, batch.labels
+        for _ in range(count - asked):
+            network(batch.images[:1])  # the others have a batch more, and run a network that is shared out
+
+    logits, labels = zip(*engine.fetched(answers()), strict=True)
     network.train(was_training)
     return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(labels))
 
@@ -301,12 +269,15 @@ class _Saver:
     _last: float = field(default_factory=time.monotonic)
 
     def after_step(self) -> None:
-        asked = ranks.agree(bool(self.stop))
-        if asked or time.monotonic() - self._last > self.every_seconds:
+        due = time.monotonic() - self._last > self.every_seconds
+        wish = ranks.most(2 if self.stop else int(due))  # all save together: they gather what is sharded
+        if wish:
             self.save()
-        self._stop_if(asked)
+        self._stop_if(wish == 2)
 
     def save(self) -> None:
+        if self.state.sums is not None and not self.state.is_finite:
+            raise Diverged(_divergence(self.state, self.state.terms, self.state.sums))
         if self.checkpoint:
             self.checkpoint.save_checkpoint(self.state.state_dict())
         self._last = time.monotonic()

@@ -23,8 +23,8 @@ from kdistill.files import load_state, save_state, sha256_of, sync, write_bytes,
 
 log = logging.getLogger("kdistill")
 
-#: files of the making, gone from a finished artifact: state to resume from, and the parents it belongs to
-SCAFFOLD = ("checkpoint", "origin.json")
+#: files of the making, gone from a finished artifact: states to resume from, the parents it belongs to, half files
+SCAFFOLD = ("checkpoint*", "origin.json", "*.new")
 
 
 @dataclass
@@ -36,6 +36,11 @@ class Work:
     """Name of the file whose checksum is the digest, to be set; others (logs, notes) may differ between runs."""
     about: dict[str, Any] = field(default_factory=dict)
     """What the manifest says beyond keys and checksums: metrics, seconds, sizes."""
+
+    @property
+    def shared(self) -> Path:
+        """The main rank's folder, for files that all ranks write to."""
+        return self.folder
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state that a killed run left behind; None when there is none, or it is damaged."""
@@ -54,10 +59,15 @@ class Work:
 
 @dataclass
 class Assistance(Work):
-    """What a rank that is not the main one works in: it goes on from the same state, and its files are thrown away."""
+    """What a rank that is not the main one works in: it goes on from the same state, and what it writes into `folder`
+    is thrown away."""
 
     source: Path = Path()
     """The main rank's folder."""
+
+    @property
+    def shared(self) -> Path:
+        return self.source
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         return Work(self.source).load_checkpoint()
@@ -126,8 +136,7 @@ def _other_origin(partial: Path, origin: dict[str, Any]) -> str:
 
 def write_manifest(work: Work, what: dict[str, Any], origin: dict[str, Any]) -> None:
     assert work.payload, "make(work) must set work.payload"
-    apart = (*SCAFFOLD, "manifest.json")
-    files = sorted(p for p in work.folder.iterdir() if p.name not in apart and p.suffix != ".new")
+    files = sorted({*work.folder.iterdir()} - {work.folder / "manifest.json", *_scaffold(work.folder)})
     entries = {p.name: {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in files}
     for path in files:
         sync(path)
@@ -144,12 +153,16 @@ def write_manifest(work: Work, what: dict[str, Any], origin: dict[str, Any]) -> 
 
 def replace(final: Path, partial: Path) -> None:
     """Give a complete folder its name, with nothing in it but what the manifest lists."""
-    for path in (*(partial / name for name in SCAFFOLD), *partial.glob("*.new")):
-        path.unlink(missing_ok=True)
+    for path in _scaffold(partial):
+        path.unlink()
     replaced = set_aside(final)
     partial.rename(final)
     sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _scaffold(folder: Path) -> set[Path]:
+    return {path for pattern in SCAFFOLD for path in folder.glob(pattern)}
 
 
 def set_aside(folder: Path) -> Path:

@@ -34,6 +34,10 @@ def main(words: Sequence[str], multirun: bool = False) -> int:
     plan = compose.plan("run", words, multirun)
     if not plan.is_listed and plan.multirun:
         raise ConfigError("a sweeper that searches chooses its jobs itself: plan one of them, without -m")
+    if any(config.device.shard for config in plan.configs):
+        raise ConfigError(
+            "kdistill plan tries steps in one process, with whole networks: plan with device.shard=false"
+        )
     with early_warnings():
         check_before(plan.configs, [compose.users_words(job) for job in plan.jobs])
         found = estimates(plan.configs)

@@ -121,7 +121,7 @@ def _network(job: Job) -> tuple[Network, Interface]:
         exported = suffixes[file.suffix].read(file)
         return exported, exported.interface
     artifact = job.chosen_network()
-    network = job.engine.place(stored_network(artifact).eval())
+    network = stored_network(artifact).eval().to(job.engine.device)
 
     @torch.inference_mode()
     def outputs(inputs: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Several processes that train one network: which one this is, its share of the work, what all of them agree on.
 
-A process is a rank, counted from 0; rank 0 is the main one: it writes the files and speaks. In a process that is
-alone nothing here costs anything. Every function that talks to the other ranks must be called by all of them, in
-the same order.
+A process is a rank, counted from 0; rank 0 is the main one: it speaks, and writes the files (of stored soft targets
+each rank writes its part). In a process that is alone nothing here costs anything. Every function that talks to the
+other ranks must be called by all of them, in the same order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdistill.errors import DataError, PeerLost
 
-#: ranks may wait this long, as for soft targets that the main one makes; a rank that died is noticed at once
+#: ranks may wait this long, as for an estimator that the main one fits; a rank that died is noticed at once
 PATIENCE = timedelta(days=7)
 #: how long another rank waits for the main one to say what went wrong, before it says so itself
 HEARING_SECONDS = 5
@@ -103,16 +103,18 @@ def is_lost(error: BaseException) -> bool:
 # --- work ---
 
 
-def share(items: Shared) -> Shared:
-    """This rank's consecutive part of the items; parts differ by one item at most.
+def part(count: int) -> slice:
+    """This rank's consecutive part of `count` items; parts differ by one item at most."""
+    return slice(count * rank() // size(), count * (rank() + 1) // size())
 
-    Raises `DataError` for fewer items than ranks.
-    """
+
+def share(items: Shared) -> Shared:
+    """This rank's part of the items; raises `DataError` for fewer items than ranks."""
     count = len(items)
     if count < size():
         raise DataError(f"{count} samples or batches cannot be shared among {size()} processes; use fewer")
-    part: Shared = items[count * rank() // size() : count * (rank() + 1) // size()]
-    return part
+    mine: Shared = items[part(count)]
+    return mine
 
 
 def weight(count: int) -> float:
@@ -162,22 +164,27 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(received, counts, strict=True)])
 
 
-def mean(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each scalar's mean over the ranks."""
+def mean(values: Tensor) -> Tensor:
+    """Each value's mean over the ranks."""
     if size() == 1:
-        return terms
-    total = torch.stack([value.float() for value in terms.values()])
+        return values
+    total = values.clone()
     dist.all_reduce(total)
-    return dict(zip(terms, total / size(), strict=True))
+    return total / size()
+
+
+def most(count: int) -> int:
+    """The largest that any rank says."""
+    if size() == 1:
+        return count
+    said = torch.tensor([count], dtype=torch.int32)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return int(said)
 
 
 def agree(flag: bool) -> bool:
     """Whether any rank says so."""
-    if size() == 1:
-        return flag
-    said = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(said, dist.ReduceOp.MAX)
-    return bool(said)
+    return bool(most(int(flag)))
 
 
 def decided(flag: bool) -> bool:
@@ -187,9 +194,15 @@ def decided(flag: bool) -> bool:
 
 def align(network: nn.Module) -> None:
     """Give every rank the main one's buffers, such as the statistics of batch norm."""
+    for buffer in network.buffers():
+        broadcast(buffer)
+
+
+def broadcast(values: Tensor) -> Tensor:
+    """`values`, overwritten by the main rank's, which have the same shape and type."""
     if size() > 1:
-        for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
+        dist.broadcast(values, 0)
+    return values
 
 
 def barrier() -> None:

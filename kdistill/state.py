@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdistill import ranks
+from kdistill import fsdp, ranks
 from kdistill.config.schema import Training
 from kdistill.engine import Engine
 from kdistill.errors import DataError
+from kdistill.learners import Learner
 from kdistill.optim import build_optimizer, learning_rate
 from kdistill.tasks import Task
 
@@ -41,12 +43,16 @@ class State:
         self.network, self.settings, self.engine, self.task = network, settings, engine, task
         self.batch_size = usable_batch_size(settings, samples)
         self.steps_per_epoch = samples // self.batch_size
+        self.ema = _moving_average(network, settings.optim.ema)  # first: what is sharded cannot be copied
+        _spread(network, engine, trained=True)
+        if self.ema is not None:
+            _spread(self.ema.module, engine, trained=False)
         self.optimizer = build_optimizer(network, settings.optim)
         self.learning_rate = learning_rate(settings.optim, settings.epochs, self.steps_per_epoch)
         self.scaler = engine.scaler()
-        self.ema = _moving_average(network, settings.optim.ema)
         self.epoch = self.step = 0  # finished epochs; finished steps of the running one
-        self.sums: dict[str, Tensor] = {}  # of the running epoch's terms
+        self.terms: tuple[str, ...] = ()  # of the running epoch's loss
+        self.sums: Tensor | None = None  # of each of them over the steps
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}  # best validation metrics so far
         self.kept: dict[str, float] = {}  # validation metrics of the kept state
@@ -79,9 +85,20 @@ class State:
         epoch = min(self.epoch + 1, self.settings.epochs)
         return f"epoch {epoch}/{self.settings.epochs} step {self.step}/{self.steps_per_epoch}"
 
+    @property
+    def looks_at_loss(self) -> bool:
+        """Whether this step's loss is looked at: each on a CPU, elsewhere now and then, and the epoch's last."""
+        return (self.step + 1) % self.engine.look_every == 0 or self.step + 1 == self.steps_per_epoch
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all terms of the running epoch's steps are finite numbers."""
+        return self.sums is None or math.isfinite(self.sums.sum())
+
     def set_learning_rate(self) -> None:
+        lr = self.learning_rate(self.steps_done)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.steps_done)
+            group["lr"] = lr
 
     def optimizer_step(self) -> None:
         if self.settings.optim.clip_norm is not None:
@@ -92,15 +109,17 @@ class State:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
-
-    def record(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.float()
         self.step += 1
+
+    def record(self, names: tuple[str, ...], terms: Tensor) -> None:
+        """Add the loss's terms in a step, `[names]`, to the epoch's; the names are the same through an epoch."""
+        self.terms = names
+        self.sums = terms if self.sums is None else self.sums + terms
 
     def mean_terms(self) -> dict[str, float]:
         """Mean of the loss and of its terms over the running epoch."""
-        means = {name: (total / self.step).item() for name, total in self.sums.items()}
+        sums = [] if self.sums is None else (self.sums / self.step).tolist()
+        means = dict(zip(self.terms, sums, strict=True))
         return {"loss": sum(means.values()), **means}
 
     def end_epoch(self, scores: dict[str, float]) -> dict[str, Any]:
@@ -114,7 +133,7 @@ class State:
             * self.batch_size
             / max(1e-9, now - self._epoch_started),
         }
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.epoch, self.step, self.terms, self.sums = self.epoch + 1, 0, (), None
         self.history.append(row)
         self.waited += 1
         self.consider(scores)
@@ -140,14 +159,16 @@ class State:
         self.seconds, self._clock = self.seconds + now - self._clock, now
 
     def state_dict(self) -> dict[str, Any]:
+        """All of it, sharded or not. Of sharded networks the main rank gets all, and all ranks call this together."""
         self._count_seconds()
-        return {
+        state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "terms": self.terms,
             "sums": self.sums,
             "history": self.history,
             "best": self.best,
@@ -157,19 +178,38 @@ class State:
             "seconds": self.seconds,
             "random": self.engine.random_state(),
         }
+        return fsdp.gathered(state) if self.engine.shard else state
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, of any number of ranks, sharded or not."""
+        if self.engine.shard:
+            saved = saved | self._cut(saved)
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.epoch, self.step, self.waited = saved["epoch"], saved["step"], saved["waited"]
-        self.sums = {name: value.to(self.engine.device) for name, value in saved["sums"].items()}
+        self.terms, sums = tuple(saved["terms"]), saved["sums"]
+        self.sums = None if sums is None else sums.to(self.engine.device)
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
         self._resumed_step = self.step
         self.engine.set_random_state(saved["random"])
+
+    def _cut(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """This rank's part of a saved state's networks, and of the optimizer's memory of each parameter."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        memory = {
+            number: {name: fsdp.cut(value, parameters[number]) for name, value in entries.items()}
+            for number, entries in saved["optimizer"]["state"].items()
+        }
+        return {
+            "network": fsdp.cut_like(self.network.state_dict(), saved["network"]),
+            "ema": None if self.ema is None else fsdp.cut_like(self.ema.state_dict(), saved["ema"]),
+            "kept_weights": fsdp.cut_like(self.averaged.state_dict(), saved["kept_weights"]),
+            "optimizer": saved["optimizer"] | {"state": memory},
+        }
 
 
 def usable_batch_size(settings: Training, samples: int) -> int:
@@ -192,4 +232,16 @@ def usable_batch_size(settings: Training, samples: int) -> int:
 def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    update = get_ema_multi_avg_fn(decay)
+    return AveragedModel(
+        network,
+        multi_avg_fn=lambda averages, values, count: update(fsdp.local(averages), fsdp.local(values), count),
+        use_buffers=True,
+    )
+
+
+def _spread(network: nn.Module, engine: Engine, trained: bool) -> None:
+    """Make a network ready to run, and what is trained beside it: terms that look into the student."""
+    parts, observed = (network.parts, True) if isinstance(network, Learner) else ([network], False)
+    for part in parts:
+        engine.spread(part, trained=trained, keep=trained and observed)

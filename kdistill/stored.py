@@ -25,9 +25,12 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, RunError
+from kdistill.files import sync
 
-#: files up to this size are held on the device
+#: files up to this size are held in the machine's memory
 IN_MEMORY_BYTES = 2**30
+#: share of a GPU's free memory that a file may take
+GPU_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,15 @@ def layout_of(about: Mapping[str, Any]) -> Layout:
 
 
 class Writer:
-    """Writes rows to a file that is there; `create` makes it."""
+    """Writes rows to a file that is there; `create` makes it.
+
+    Not through a memory map, where a disk that fails ends the process without a word, and where of two machines that
+    write to one page the last would overwrite the other's rows with what it had read. Hence nothing is read, either.
+    """
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        self._layout = layout
-        self._rows = np.lib.format.open_memmap(path, mode="r+")
+        self._path, self._layout = path, layout
+        self._start = path.stat().st_size - layout.bytes
 
     @classmethod
     def create(cls, path: Path, layout: Layout) -> Writer:
@@ -170,24 +177,44 @@ class Writer:
 
     def write(self, view: int, indices: Tensor, logits: Tensor) -> None:
         """Store logits `[N, K]` of samples `indices`, int64 `[N]`; raises `RunError` as `Layout.pack` does."""
-        self._rows[view, indices.cpu().numpy()] = self._layout.pack(logits)
+        rows, places = np.ascontiguousarray(self._layout.pack(logits)), indices.cpu().numpy()
+        gaps = np.flatnonzero(np.diff(places) != 1) + 1
+        with open(self._path, "wb", opener=_as_it_is) as file:
+            for run, place in zip(np.split(rows, gaps), np.split(places, gaps), strict=True):
+                file.seek(self._start + (view * self._layout.shape[1] + place[0]) * self._layout.row.itemsize)
+                file.write(run.data)
 
     def flush(self) -> None:
-        self._rows.flush()
+        """Have all that was written on the disk."""
+        sync(self._path)
+
+
+def _as_it_is(path: str, flags: int) -> int:
+    """Open a file for writing with the content that it has."""
+    return os.open(path, flags & ~(os.O_CREAT | os.O_TRUNC))
+
+
+def room_on(device: torch.device) -> int:
+    """Up to how many bytes of a file are held on the device."""
+    if device.type == "cuda":
+        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return IN_MEMORY_BYTES
 
 
 class Reader:
-    """Reads the logits of a batch: small files are held on the device, larger ones stay memory-mapped."""
+    """Reads the logits of a batch: files of up to `in_memory` bytes (None: `room_on`) are held on the device, larger
+    ones stay memory-mapped, and a GPU has to be waited for in every batch.
+    """
 
     def __init__(
-        self, path: Path, layout: Layout, device: torch.device, in_memory: int = IN_MEMORY_BYTES
+        self, path: Path, layout: Layout, device: torch.device, in_memory: int | None = None
     ) -> None:
         self._layout, self._device = layout, device
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         # as bytes: both layouts are moved and indexed alike, records as well as numbers
         self._rows = mapped.view(np.ndarray).view(np.uint8).reshape(*layout.shape[:2], layout.row.itemsize)
         self._held: Tensor | None = None
-        if layout.bytes <= in_memory:
+        if layout.bytes <= (room_on(device) if in_memory is None else in_memory):
             self._held = torch.from_numpy(self._rows.copy()).to(device)
         self._map, self._start = mapped.base, mapped.offset
         if self._held is None and hasattr(mmap, "MADV_RANDOM"):

@@ -86,11 +86,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         mass = labels.sum(dim=1, keepdim=True)
         target = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[1]
         return -(target * F.log_softmax(wide, dim=1)).sum() / (mass > 0).sum().clamp(min=1)
-    # A mean over no sample is nan. Asking in Python whether there is one would wait for the device, so labels
-    # that are all missing become class 0, with weight 0; otherwise the weight is 1, which changes no bit.
-    any_labelled = (labels >= 0).any()
-    labels = torch.where(any_labelled, labels, torch.zeros_like(labels))
-    return any_labelled * F.cross_entropy(wide, labels, ignore_index=-1, label_smoothing=label_smoothing)
+    # the mean over no sample would be nan
+    total = F.cross_entropy(wide, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

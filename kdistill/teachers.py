@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdistill import ranks
 from kdistill.averaging import AverageOf, average, log_mixture
 from kdistill.classes import ClassMap
 from kdistill.data import Batch
@@ -28,6 +29,9 @@ TeacherSignal = Callable[[Batch, int, float], Outputs]
 
 class Live(ABC):
     """A teacher that is asked in every step."""
+
+    together = False
+    """Whether all ranks must ask equally often, be it about no image: each holds a part of the teacher."""
 
     @abstractmethod
     def outputs(self, images: Tensor) -> Outputs:
@@ -60,11 +64,15 @@ class LiveTeacher(Live):
         self._network = network.eval().requires_grad_(False)
         self._batch_size = batch_size
         self._engine = engine
+        self.together = engine.shard
         self._layers = list(layers)
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> Outputs:
-        parts = [self._padded(part) for part in images.split(self._batch_size)]
+        batches = list(images.split(self._batch_size))
+        if self.together:  # a batch of nothing is padded like any other
+            batches += [images[:0]] * (ranks.most(len(batches)) - len(batches))
+        parts = [self._padded(batch) for batch in batches]
         features = {name: torch.cat([part.features[name] for part in parts]) for name in self._layers}
         return Outputs(torch.cat([part.logits for part in parts]).float(), features)
 
@@ -103,6 +111,7 @@ class RescaledTeacher(Live):
 
     def __init__(self, teacher: Live, factor: Tensor, offset: Tensor) -> None:
         self._teacher, self._factor, self._offset = teacher, factor, offset
+        self.together = teacher.together
 
     def outputs(self, images: Tensor) -> Outputs:
         outputs = self._teacher.outputs(images)
@@ -161,11 +170,13 @@ class MappedTeacher:
 
     def __init__(self, signal: TeacherSignal, classes: ClassMap) -> None:
         self._signal, self._classes = signal, classes
+        self._shared = None if classes.is_full else classes.shared
 
     def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
         outputs = self._signal(batch, view, T)
-        shared = None if self._classes.is_full else self._classes.shared.to(outputs.logits.device)
-        return Outputs(self._classes.apply(outputs.logits, T), outputs.features, shared)
+        if self._shared is not None:
+            self._shared = self._shared.to(outputs.logits.device)  # moves once
+        return Outputs(self._classes.apply(outputs.logits, T), outputs.features, self._shared)
 
 
 class AveragedTeachers:

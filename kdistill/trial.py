@@ -15,10 +15,11 @@ from kdistill.data import Split
 from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
 from kdistill.files import state_bytes
-from kdistill.loop import Goal, Step, TrainingData, predict, train_step
+from kdistill.loop import Goal, Step, predict, train_step
 from kdistill.resources import peak_memory, reset_peak_memory, synchronize
 from kdistill.state import State
 from kdistill.teachers import TeacherSignal
+from kdistill.training_data import TrainingData
 
 #: at least so many steps are measured after the first, and more until so many seconds are over
 STEPS, SECONDS = 2, 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from kdistill.errors import ConfigError, did_you_mean
 
@@ -75,7 +76,19 @@ def parse(argv: Sequence[str]) -> Words:
         if name == "--trust":
             words.trusted.append(value)
         words.flags[name] = value
+    _check_braces(words.rest)
     return words
+
+
+def _check_braces(words: Sequence[str]) -> None:
+    """A shell makes a word of each number of `key={0..2}`; the last would count, in silence."""
+    for word, following in pairwise(words):
+        key = word.partition("=")[0]
+        if key.endswith("_shards") and following.startswith(f"{key}="):
+            raise ConfigError(
+                f"{key} is given twice, {word} and {following}: braces that the shell must not expand need two pairs of"
+                f" quotes: '{key}=\"train-{{000..146}}.tar\"'"
+            )
 
 
 def _check_value(name: str, value: str) -> None:

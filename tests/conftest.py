@@ -68,3 +68,15 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
         return load_config(*TINY, f"runs={tmp_path / 'runs'}", *overrides)
 
     return compose
+
+
+@pytest.fixture
+def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Pretend to be a rank of several; nothing can be sent."""
+    from kdistill import ranks
+
+    def pretend(rank: int, size: int) -> None:
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(ranks, "size", lambda: size)
+
+    return pretend

@@ -21,8 +21,9 @@ CHOICES += [f"student.optim.schedule={o}" for g, o in OPTIONS if g == "schedule"
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_option_composes_into_a_checked_config(choice: str) -> None:
-    """One option against the defaults; a folder of images needs a place besides."""
-    more = ["dataset.root=somewhere"] if choice.startswith("dataset=image_") else []
+    """One option against the defaults; the user's own images need a place besides."""
+    own = ("dataset=image_", "dataset=webdataset")
+    more = ["dataset.root=somewhere"] if choice.startswith(own) else []
     more += ["feature=at"] if choice == "loss=features" else []
     more += ["teacher.weights=somewhere"] if choice in ("teacher=folder", "teacher=file") else []
 

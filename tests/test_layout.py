@@ -14,10 +14,10 @@ PACKAGE = ROOT / "kdistill"
 LAYERS = [
     {"errors"},
     {"config", "plugins", "files", "console", "logs", "stopping", "ranks", "launch"},
-    {"engine", "averaging", "metrics", "optim", "records", "resources", "stored"},
+    {"engine", "fsdp", "averaging", "metrics", "optim", "records", "resources", "shards", "stored"},
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing", "interface", "exports"},
-    {"teachers", "state", "learners"},
+    {"teachers", "state", "learners", "training_data"},
     {"artifacts", "partial", "identity", "loop", "trial"},
     {"stages", "housekeeping"},
     {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "helptext", "words"},

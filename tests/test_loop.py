@@ -15,10 +15,11 @@ from kdistill.data import Views, sample_order
 from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
 from kdistill.errors import DataError, Diverged, Interrupted
-from kdistill.loop import TrainingData, fit, predict
+from kdistill.loop import fit, predict
 from kdistill.losses import Objective, Outputs, SoftLoss, kd_loss
 from kdistill.models import build_classifier
 from kdistill.optim import build_optimizer, learning_rate
+from kdistill.training_data import TrainingData
 
 CPU = Engine(torch.device("cpu"), "fp32")
 VIEWS = Views(seed=3, crop=1, flip=True)
@@ -231,6 +232,41 @@ def test_non_finite_loss_stops_before_the_optimizer_moves() -> None:
     assert "soft=nan" in str(caught.value)
     assert "optim.lr (now 0.05)" in str(caught.value)
     assert_same(calls[-1], weights(model))
+
+
+@pytest.mark.parametrize(("seconds", "step", "saves"), [(300, 3, 1), (0, 3, 9)])
+def test_a_gpu_s_loss_is_looked_at_now_and_then(
+    seconds: int, step: int, saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every fourth step here, and before a state is saved: none is that has moved on a loss that is not finite."""
+    monkeypatch.setattr(Engine, "look_every", 4)
+    memory, calls = Memory(), []
+
+    def signal_then_nan(batch: Any, view: int, T: float) -> Outputs:
+        calls.append(T)
+        value = float("nan") if len(calls) == 9 else 0.0
+        return Outputs(torch.full((len(batch.labels), 4), value))
+
+    objective = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)
+    expected = (
+        rf"^the loss is not finite at epoch 2/3 step {step}/6, or up to 4 steps before \(terms: .*=nan\);"
+    )
+    with pytest.raises(Diverged, match=expected + " what is saved has not moved on it"):
+        fit(
+            network("mlp"),
+            DATA,
+            VALIDATION,
+            objective,
+            settings(epochs=3),
+            CPU,
+            signal=signal_then_nan,
+            checkpoint=memory,
+            checkpoint_seconds=seconds,
+        )
+
+    assert memory.saves == saves
+    assert memory.state is not None
+    assert all(value.isfinite().all() for value in memory.state["network"].values())
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 6, 7, 11])

@@ -463,7 +463,7 @@ def test_a_full_disk_at_a_checkpoint(kdistill: Command, small_disk: Callable[[st
 def test_a_full_disk_at_soft_targets(
     finished: Path, kdistill: Command, small_disk: Callable[[str], Path]
 ) -> None:
-    """Their size is known first: the memory-mapped file cannot kill the process later."""
+    """Their size is known first."""
     small_disk("400k")
     shutil.copytree(finished / "artifacts" / "teacher", "disk/runs/artifacts/teacher")
     line = "soft-targets soft_targets.views=200 runs=disk/runs"
@@ -474,6 +474,27 @@ def test_a_full_disk_at_soft_targets(
     )
     small_disk("8m")
     assert kdistill(line).code == 0
+
+
+def test_a_full_disk_in_the_middle_of_soft_targets(
+    finished: Path,
+    kdistill: Command,
+    small_disk: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where neither the free space is known nor can any be reserved, writing tells: it is no signal that ends it."""
+    monkeypatch.setattr("kdistill.stages.soft_targets.free_bytes", lambda folder: sys.maxsize)
+    monkeypatch.delattr(os, "posix_fallocate")
+    small_disk("400k")
+    shutil.copytree(finished / "artifacts" / "teacher", "disk/runs/artifacts/teacher")
+    line = "soft-targets soft_targets.views=200 runs=disk/runs"
+    said = kdistill(line)
+    assert said.code == 2
+    assert said.err.splitlines()[-1].startswith("the disk is full: cannot write to disk/runs")
+    small_disk("8m")
+    said = kdistill(line)
+    assert said.code == 0
+    assert "soft targets: going on at batch " in said.err
 
 
 def test_a_disk_that_is_full_before(kdistill: Command, small_disk: Callable[[str], Path]) -> None:

@@ -28,17 +28,6 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 # --- alone, and pretending not to be ---
 
 
-@pytest.fixture
-def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Pretend to be a rank of several; nothing can be sent."""
-
-    def pretend(rank: int, size: int) -> None:
-        monkeypatch.setattr(ranks, "rank", lambda: rank)
-        monkeypatch.setattr(ranks, "size", lambda: size)
-
-    return pretend
-
-
 def test_alone_everything_is_as_it_was() -> None:
     """One process has all of the work, and decides alone."""
     rows, terms, module = torch.arange(3), {"hard": torch.tensor(1.0)}, torch.nn.Linear(1, 1)
@@ -192,6 +181,10 @@ def failure(exitcode: int, message: str = launch.NO_MESSAGE) -> Any:
         ({1: failure(-9), 0: failure(-15)}, "was ended by SIGKILL"),
         (
             {0: failure(75), 1: failure(1, "RuntimeError: out of memory")},
+            "failed: RuntimeError: out of memory",
+        ),
+        (
+            {0: failure(75), 1: failure(-15, "RuntimeError: out of memory")},
             "failed: RuntimeError: out of memory",
         ),
         ({1: failure(75)}, "lost the others"),

@@ -11,8 +11,8 @@ from PIL import Image
 
 from kdistill.cli import main
 from kdistill.data import Views, sample_order
-from kdistill.loop import TrainingData
 from kdistill.stages.job import Job
+from kdistill.training_data import TrainingData
 from tests.conftest import TINY
 
 #: the tiny pipeline's teacher is a ResNet of a width of its own

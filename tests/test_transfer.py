@@ -15,11 +15,11 @@ from kdistill.config.schema import Config
 from kdistill.data import Mixing
 from kdistill.errors import ConfigError
 from kdistill.identity import key_of
-from kdistill.loop import TrainingData
 from kdistill.losses import Outputs, build_objective
 from kdistill.stages import check_before
 from kdistill.stages.job import Job
 from kdistill.stages.signals import teacher_signal
+from kdistill.training_data import TrainingData
 
 Tiny = Callable[..., Config]
 

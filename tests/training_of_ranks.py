@@ -13,9 +13,10 @@ from kdistill.config.section import Ramp
 from kdistill.data import Batch, Mixing
 from kdistill.features import observe
 from kdistill.learners import Learner
-from kdistill.loop import TrainingData, fit, predict
+from kdistill.loop import fit, predict
 from kdistill.losses import FeaturePart, Objective, Outputs, SoftLoss, kd_loss
 from kdistill.losses.terms import VIDTerm
+from kdistill.training_data import TrainingData
 from tests.test_loop import CPU, TRAIN, VALIDATION, VIEWS, images, network, settings
 
 SOFT = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)

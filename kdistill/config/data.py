@@ -123,6 +123,37 @@ class ImageTable(_ImageFiles):
         return self
 
 
+class WebDataset(_ImageFiles):
+    name: Literal["webdataset"]
+    root: str = Field(description="folder of the shards: uncompressed tar files")
+    train_shards: str | None = Field(
+        description="for training, such as train-*.tar or train-{0000..0146}.tar; null: all that the others leave"
+    )
+    validation_shards: str | None = Field(
+        description="for validation; null: those with val, valid or validation in their path, or cut from training"
+    )
+    test_shards: str | None = Field(
+        description="for the test split; null: those with test in their path, or cut from training"
+    )
+    label: str = Field(
+        min_length=1, description="ending of the member with a sample's label: cls, txt, or json.FIELD"
+    )
+    class_names: str | None = Field(
+        description="file, in root unless its path is absolute, with a class's name per line; null: as labels are"
+    )
+    test: float = Field(gt=0, lt=1, description="share kept for the test split when no shards are for it")
+
+    @field_validator("label")
+    @classmethod
+    def _json_has_fields(cls, value: str) -> str:
+        ending, dot, field = value.partition(".")
+        if ending == "json" and not field:
+            raise ValueError("a JSON member has fields: name one, such as json.label")
+        if ending != "json" and dot:
+            raise ValueError(f"{ending} has no fields: only json.FIELD is known")
+        return value
+
+
 class Synthetic(_Images):
     name: Literal["synthetic"]
     classes: int = Field(ge=2, description="number of classes")
@@ -156,5 +187,6 @@ class Diabetes(_Dataset):
 
 
 Dataset = Annotated[
-    Digits | Downloaded | ImageTable | ImageFolder | Synthetic | Diabetes, Field(discriminator="name")
+    Digits | Downloaded | WebDataset | ImageTable | ImageFolder | Synthetic | Diabetes,
+    Field(discriminator="name"),
 ]

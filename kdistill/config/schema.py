@@ -203,16 +203,15 @@ class Finetune(Training):
 class Device(Section):
     name: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
     processes: int = Field(ge=1, description="processes that train together, each with its share of a batch")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="number format of the network's work"
-    )
+    shard: bool = Field(description="each process holds only its part of every network (FSDP)")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(description="number format of networks")
     workers: int = Field(ge=0, description="processes that decode image files; 0: none")
     threads: int | None = Field(ge=1, description="CPU threads; null: PyTorch's choice")
     compile: bool = Field(description="compile the networks with torch.compile")
     memory_gb: float = Field(ge=0, description="image folders up to this size, decoded, are kept in memory")
     cache: str | None = Field(
         min_length=1,
-        description="folder where images of folders and tables are kept decoded for the next run; null: none",
+        description="folder where image files are kept decoded for the next run; null: none",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdistill.config.data import Dataset, ImageFolder, ImageTable, TaskName
+from kdistill.config.data import Dataset, ImageFolder, ImageTable, TaskName, WebDataset
 from kdistill.data.cache import cached
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import (
@@ -52,7 +52,7 @@ def from_arrays(
 
 
 def from_files(
-    config: ImageFolder | ImageTable,
+    config: ImageFolder | ImageTable | WebDataset,
     classes: Sequence[str],
     task: TaskName,
     *,

@@ -6,7 +6,6 @@ removed before the pixels are replaced and written after them, so whenever there
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -44,9 +43,11 @@ _BATCH = 64
 class CachedFiles(ImageFiles):
     """Image files that were decoded before, in `pixels`; read by position as if they were decoded now.
 
-    `rows`: where in the cache each file is, int64 `[m]`; `failures`: by row, why a file could not be decoded.
+    `files`: what they were decoded from. `rows`: where in the cache each file is, int64 `[m]`; `failures`: by row,
+    why a file could not be decoded.
     """
 
+    files: ImageFiles
     pixels: _Pixels
     rows: Tensor
     failures: Mapping[int, str]
@@ -60,8 +61,14 @@ class CachedFiles(ImageFiles):
         return [index for index, _ in good], torch.from_numpy(self.pixels.array[kept]), bad
 
     def select(self, indices: Tensor) -> CachedFiles:
-        chosen = super().select(indices)
-        return replace(self, names=chosen.names, rows=self.rows[indices])
+        chosen = self.files.select(indices)
+        return replace(self, names=chosen.names, files=chosen, rows=self.rows[indices])
+
+    def size(self, index: int) -> int:
+        return self.files.size(index)
+
+    def content(self, index: int) -> bytes:
+        return self.files.content(index)
 
 
 class _Pixels:
@@ -95,7 +102,9 @@ def cached(split: FileSplit, folder: str | None, name: str) -> FileSplit:
         about = _valid(path, made_from) or _make(path, split, made_from)
         pixels, rows = _Pixels(path), torch.arange(len(files))
     failures = {int(row): cause for row, cause in about["failures"].items()}
-    read = CachedFiles(files.root, files.names, files.image_size, files.channels, pixels, rows, failures)
+    read = CachedFiles(
+        files.root, files.names, files.image_size, files.channels, files, pixels, rows, failures
+    )
     return replace(
         split, files=read, workers=0
     )  # to hand pixels over takes a worker longer than to read them
@@ -116,11 +125,7 @@ def _state(files: ImageFiles) -> str:
     """The sha256 (hex) over each file's name, size and times of change."""
     digest = hashlib.sha256()
     for i, name in enumerate(files.names):
-        entry: list[str | int] = [name]
-        with contextlib.suppress(OSError):  # gone since it was listed: it cannot be decoded either
-            about = files.path(i).stat()
-            entry += [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
-        digest.update(json.dumps(entry).encode())
+        digest.update(json.dumps([name, *files.state(i)]).encode())
     return digest.hexdigest()
 
 

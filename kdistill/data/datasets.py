@@ -14,35 +14,50 @@ from kdistill.config.data import (
     ImageTable,
     Synthetic,
     TaskName,
+    WebDataset,
 )
 from kdistill.data.assemble import from_arrays
 from kdistill.data.folder import load_image_folder
 from kdistill.data.splits import ArraySplit, Data, cut
 from kdistill.data.table import load_image_table
 from kdistill.data.unlabelled import with_unlabelled
+from kdistill.data.webdataset import load_webdataset
 
 # Not the user's split_seed: another cut of train and validation must leave the test split as it is.
 TEST_SEED = 0
 TEST_SHARE = 0.2
 
 
-def load_data(config: Dataset, *, workers: int = 0, memory_gb: float = 4.0, cache: str | None = None) -> Data:
+def load_data(
+    config: Dataset,
+    *,
+    workers: int = 0,
+    memory_gb: float = 4.0,
+    cache: str | None = None,
+    index: str | None = None,
+) -> Data:
     """Return the data set that the config names; its test split is read on first use.
 
     `workers` processes decode image files; image files of up to `memory_gb` GiB, decoded, are held in
-    memory; in the folder `cache` they are kept decoded for the next time.
+    memory; in the folder `cache` they are kept decoded for the next time; in `index`, lists of what is in shards.
     None of it changes a pixel. Raises DataError when files are missing, damaged or too few.
     """
-    data = _labelled(config, workers, memory_gb, cache)
+    data = _labelled(config, workers, memory_gb, cache, index)
     if isinstance(config, Diabetes) or config.unlabelled is None:
         return data
-    skip = isinstance(config, ImageFolder | ImageTable) and config.on_error == "skip"
+    skip = isinstance(config, ImageFolder | ImageTable | WebDataset) and config.on_error == "skip"
     return with_unlabelled(
-        data, config.unlabelled, skip_corrupt=skip, workers=workers, memory_gb=memory_gb, cache=cache
+        data,
+        config.unlabelled,
+        skip_corrupt=skip,
+        workers=workers,
+        memory_gb=memory_gb,
+        cache=cache,
+        index=index,
     )
 
 
-def _labelled(config: Dataset, workers: int, memory_gb: float, cache: str | None) -> Data:
+def _labelled(config: Dataset, workers: int, memory_gb: float, cache: str | None, index: str | None) -> Data:
     match config:
         case Digits():
             return _digits(config)
@@ -63,6 +78,10 @@ def _labelled(config: Dataset, workers: int, memory_gb: float, cache: str | None
         case ImageTable():
             return load_image_table(
                 config, workers=workers, memory_gb=memory_gb, cache=cache, test_seed=TEST_SEED
+            )
+        case WebDataset():
+            return load_webdataset(
+                config, workers=workers, memory_gb=memory_gb, cache=cache, index=index, test_seed=TEST_SEED
             )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -32,22 +34,23 @@ def existing_folder(setting: str, name: str) -> Path:
     return folder
 
 
-def images_under(folder: Path) -> Iterator[Path]:
-    """Yield the image files in `folder` and below it, hidden ones left out, in no particular order."""
+def files_under(folder: Path, endings: Sequence[str] = EXTENSIONS) -> Iterator[Path]:
+    """Yield the files in `folder` and below it with these endings, hidden ones left out, in no particular order."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+            if not name.startswith(".") and Path(name).suffix.lower() in endings:
                 yield Path(parent, name)
 
 
-def decode(path: str, image_size: int, channels: int) -> Tensor:
-    """Return the image as uint8 `[channels, image_size, image_size]`: its central square, resized.
+def decode(source: str | BytesIO, image_size: int, channels: int) -> Tensor:
+    """Return an image as uint8 `[channels, image_size, image_size]`: its central square, resized.
 
-    Turned upright as its EXIF says; transparent parts become white; 16-bit grey keeps its upper 8 bits.
-    Resizing is bilinear with antialiasing. Raises whatever Pillow raises for a damaged file.
+    `source`: a file's path, or its content. Turned upright as its EXIF says; transparent parts become white;
+    16-bit grey keeps its upper 8 bits. Resizing is bilinear with antialiasing. Raises whatever Pillow raises for a
+    damaged file.
     """
-    with Image.open(path) as opened:
+    with Image.open(source) as opened:
         # JPEG can decode at 1/2, 1/4 or 1/8 of its size; twice the target is enough to resize well from.
         opened.draft(None, (2 * image_size, 2 * image_size))
         upright: Image.Image = ImageOps.exif_transpose(opened)
@@ -69,6 +72,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         colour = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
     return image
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    """Return a file's size and times of change."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,33 @@ class ImageFiles(Dataset[Decoded]):
         bad: list[tuple[int, str]] = []
         images = torch.empty(len(positions), *self.image_shape, dtype=torch.uint8)
         for index in positions:
-            path = str(self.path(index))
             try:
-                images[len(good)] = decode(path, self.image_size, self.channels)
+                images[len(good)] = self.decoded(index)
                 good.append(index)
             except Exception as error:  # Pillow's plugins raise almost anything for a damaged file
-                bad.append((index, str(error).replace(f" {path!r}", "") or type(error).__name__))
+                cause = str(error).replace(f" {str(self.path(index))!r}", "")
+                bad.append((index, cause or type(error).__name__))
         return good, images[: len(good)], bad
+
+    def decoded(self, index: int) -> Tensor:
+        """Return the pixels of one file; raises what `decode` raises."""
+        return decode(str(self.path(index)), self.image_size, self.channels)
+
+    def size(self, index: int) -> int:
+        """Return the bytes of a file; 0 for one that is gone."""
+        path = self.path(index)
+        return path.stat().st_size if path.exists() else 0
+
+    def content(self, index: int) -> bytes:
+        """Return a file as it is; nothing for one that is gone."""
+        path = self.path(index)
+        return path.read_bytes() if path.exists() else b""
+
+    def state(self, index: int) -> tuple[int, ...]:
+        """Return what differs once a file was changed: its size and times of change; () for one that is gone."""
+        with contextlib.suppress(OSError):
+            return state_of(self.path(index))
+        return ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -62,7 +62,9 @@ class FileSplit:
         for positions, images, failures in self.decoded(parts):
             for index, cause in failures:
                 self._leave_out(index, cause)
-            indices = torch.tensor(positions, dtype=torch.int64, device=self.device)
+            # a copy from pinned memory does not wait for the GPU
+            rows = torch.tensor(positions, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+            indices = rows.to(self.device, non_blocking=True)
             yield Batch(images.to(self.device, non_blocking=True), self.labels[indices], indices)
         if self.skipped > known:
             first = self.files.path(min(self.corrupt))
@@ -110,13 +112,12 @@ class FileSplit:
         Contents are included when all files together are below 1 GiB. Corrupt images met so far are not.
         """
         held = [i for i in range(len(self)) if i not in self.corrupt]
-        paths, labels = [self.files.path(i) for i in held], self.labels[held].tolist()
-        sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
-        names = [self.ids[i] for i in held]
+        names, labels = [self.ids[i] for i in held], self.labels[held].tolist()
+        sizes = [self.files.size(i) for i in held]
         digest = hashlib.sha256(json.dumps([list(classes), names, labels, sizes]).encode())
         if sum(sizes) < _HASHED_BYTES:
-            for path in paths:
-                digest.update(path.read_bytes() if path.exists() else b"")
+            for i in held:
+                digest.update(self.files.content(i))
         return digest.hexdigest()
 
     def settled(

@@ -9,7 +9,7 @@ import torch
 
 from kdistill.config.data import ImageFolder
 from kdistill.data.assemble import from_files
-from kdistill.data.decoding import EXTENSIONS, ImageFiles, existing_folder, images_under
+from kdistill.data.decoding import EXTENSIONS, ImageFiles, existing_folder, files_under
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import Data
 from kdistill.errors import DataError
@@ -88,7 +88,7 @@ def _list_images(folder: Path, classes: Sequence[str], config: ImageFolder, work
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(str(path) for path in images_under(folder / name))
+        found = sorted(str(path) for path in files_under(folder / name))
         if not found:
             raise DataError(f"class folder {folder / name} has no images ({' '.join(EXTENSIONS)})")
         names += [Path(path).relative_to(root).as_posix() for path in found]

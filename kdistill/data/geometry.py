@@ -46,7 +46,7 @@ class ResizedCrop:
     def draw(self, indices: Tensor, image_size: tuple[int, int], seed: int, view: int) -> tuple[Tensor, ...]:
         """Return the windows' top, left, height and width in pixels, int64 `[N]` each."""
         drawn = random_fractions(indices, 2 + 2 * _TRIES, RESIZED_CROP, seed, view)
-        sides, shapes, inverse = (t.to(indices.device) for t in _tables(self.scale, self.ratio, image_size))
+        sides, shapes, inverse = _tables(self.scale, self.ratio, image_size, indices.device)
         side = sides[drawn[2::2] * _STEPS >> FRACTION]
         shape = drawn[3::2] * _STEPS >> FRACTION
         half = 1 << (2 * _UNIT - 1)
@@ -65,8 +65,8 @@ class ResizedCrop:
 
 @cache
 def _tables(
-    scale: tuple[float, float], ratio: tuple[float, float], image_size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
+    scale: tuple[float, float], ratio: tuple[float, float], image_size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, ...]:
     """Square roots of areas, of ratios, and of the ratios' inverses, by step: int64 `[_STEPS]`."""
     steps = [(step + 0.5) / _STEPS for step in range(_STEPS)]
     pixels = image_size[0] * image_size[1]
@@ -74,7 +74,7 @@ def _tables(
     sides = [math.sqrt(pixels * (scale[0] + (scale[1] - scale[0]) * step)) for step in steps]
     shapes = [math.exp((low + (high - low) * step) / 2) for step in steps]
     tables = (sides, shapes, [1 / shape for shape in shapes])
-    return tuple(torch.tensor([round(value * 2**_UNIT) for value in table]) for table in tables)  # type: ignore[return-value]
+    return tuple(torch.tensor([round(v * 2**_UNIT) for v in table], device=device) for table in tables)
 
 
 def _largest(image_size: tuple[int, int], ratio: tuple[float, float]) -> tuple[int, int]:
@@ -131,13 +131,13 @@ def moved(images: Tensor, moves: tuple[Move, ...], chosen: Tensor) -> Tensor:
     `images`: uint8 `[N, C, H, W]`, as the result.
     """
     n, channels, height, width = images.shape
-    source = _sources(moves, height, width).to(images.device)[chosen]
+    source = _sources(moves, height, width, images.device)[chosen]
     source = source.view(n, 1, height * width).expand(n, channels, height * width)
     return F.pad(images.flatten(2), (0, 1)).gather(2, source).view(images.shape)
 
 
 @cache
-def _sources(moves: tuple[Move, ...], height: int, width: int) -> Tensor:
+def _sources(moves: tuple[Move, ...], height: int, width: int, device: torch.device) -> Tensor:
     """Position of each pixel's source in the image, row by row, int64 `[moves, H * W]`; H * W outside."""
     across = 2 * torch.arange(width) + 1 - width  # twice the offset from the centre
     down = (2 * torch.arange(height) + 1 - height)[:, None]
@@ -150,7 +150,7 @@ def _sources(moves: tuple[Move, ...], height: int, width: int) -> Tensor:
         row = (yx * across + yy * down + y + (height << _UNIT)) >> (_UNIT + 1)
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         positions.append(torch.where(inside, row * width + column, height * width).flatten())
-    return torch.stack(positions)
+    return torch.stack(positions).to(device)
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,8 @@ def _along(axis: int, images: Tensor, size: int) -> Tensor:
     length = images.shape[axis]
     if length == size:
         return images
-    first, weights = (table.to(images.device) for table in _triangles(length, size))
-    total = torch.tensor(1 << (_BITS - 1), dtype=torch.int32, device=images.device)  # half: rounds
+    first, weights = _triangles(length, size, images.device)
+    total = torch.full((), 1 << (_BITS - 1), dtype=torch.int32, device=images.device)  # half: rounds
     for tap in range(weights.shape[1]):
         # beyond the border weights are zero, whichever pixel they meet
         pixels = images.index_select(axis, (first + tap).clamp(max=length - 1))
@@ -96,7 +96,7 @@ def _along(axis: int, images: Tensor, size: int) -> Tensor:
 
 
 @cache
-def _triangles(length: int, size: int) -> tuple[Tensor, Tensor]:
+def _triangles(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """First source pixel, int64 `[size]`, and weights, int32 `[size, taps]`, of each new pixel.
 
     The weights fall linearly from the new pixel's centre to one pixel away, of the coarser of the two grids.
@@ -109,4 +109,4 @@ def _triangles(length: int, size: int) -> tuple[Tensor, Tensor]:
     source = first[:, None] + torch.arange(int((end - first).max()))
     weights = (1 - (source + 0.5 - centre[:, None]).abs() / reach).clamp(min=0) * (source < end[:, None])
     shares = weights / weights.sum(1, keepdim=True)
-    return first, (shares * 2**_BITS + 0.5).to(torch.int32)
+    return first.to(device), (shares * 2**_BITS + 0.5).to(device, torch.int32)

@@ -62,7 +62,7 @@ class Mixing:
         mixed as numbers: nan (unknown) on either side gives nan. Returns labels `[N, classes]`, or in the shape
         of the targets.
         """
-        partner = self.partner(len(images), epoch, step).to(images.device)
+        partner = self.partner(len(images), epoch, step, images.device)
         if self.kind == "mixup":
             lam = self.draw(epoch, step)
             mixed = _blend(images.float(), partner, lam)
@@ -75,9 +75,10 @@ class Mixing:
         targets = _one_hot(labels, classes) if is_class else labels.float()
         return Mixed(mixed, _blend(targets, partner, lam), partner, lam)
 
-    def partner(self, n: int, epoch: int, step: int) -> Tensor:
-        """Return a permutation of `0..n-1`, int64 `[n]`, on the CPU: image i is mixed with image partner[i]."""
-        return random_bits(torch.arange(n), MIX, self.seed, epoch, step).argsort(stable=True)
+    def partner(self, n: int, epoch: int, step: int, device: torch.device | None = None) -> Tensor:
+        """Return a permutation of `0..n-1`, int64 `[n]`: image i is mixed with image partner[i]."""
+        positions = torch.arange(n, device=device)
+        return random_bits(positions, MIX, self.seed, epoch, step).argsort(stable=True)
 
     def box(self, height: int, width: int, epoch: int, step: int) -> tuple[tuple[int, int, int, int], float]:
         """Return CutMix's box (top, left, bottom, right; the last two excluded) and the lam of its area."""

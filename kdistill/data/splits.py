@@ -117,9 +117,12 @@ class ArraySplit:
         return batches_of(self, slices(order.to(self.labels.device), batch_size))
 
     def read(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
-        for indices in parts:
-            indices = indices.to(self.labels.device)
-            yield Batch(self.images.index_select(0, indices), self.labels[indices], indices)
+        if not parts:
+            return
+        # all at once: a copy for each batch would wait for a GPU each time
+        wanted = torch.cat(list(parts)).to(self.labels.device)
+        for indices in wanted.split([len(part) for part in parts]):
+            yield Batch(self.images.index_select(0, indices), self.labels.index_select(0, indices), indices)
 
     def to(self, device: torch.device) -> ArraySplit:
         return ArraySplit(self.images.to(device), self.labels.to(device), self.skipped, self.names)

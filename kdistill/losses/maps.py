@@ -105,5 +105,6 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
     sizes = [size for size in (4, 2, 1) if size < min(student.shape[2:])]
     errors = [F.mse_loss(student, teacher)]
     errors += [F.mse_loss(pool_to(student, (s, s)), pool_to(teacher, (s, s))) for s in sizes]
-    weights = torch.tensor([0.5**level for level in range(len(errors))])
-    return (torch.stack(errors) * weights.to(student)).sum() / weights.sum()
+    weights = [0.5**level for level in range(len(errors))]
+    weighted = [weight * error for weight, error in zip(weights, errors, strict=True)]
+    return torch.stack(weighted).sum() / sum(weights)

@@ -39,9 +39,12 @@ class Classifier(nn.Module):
         if self.view is not None:
             images = self.view(images)
         # broadcasting [N, 1, H, W] against [3, 1, 1] is what repeats a grey channel
-        pixels = images.to(self.mean.dtype)
-        pixels = pixels if images.is_floating_point() else pixels / 255
-        logits: Tensor = self.net((pixels - self.mean) / self.std)
+        images = images.expand(-1, len(self.mean), -1, -1)
+        if images.is_floating_point():
+            pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        else:
+            pixels = images.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)  # one copy is enough
+        logits: Tensor = self.net(pixels)
         return logits
 
     def with_net(self, net: nn.Module) -> Classifier:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdistill.errors import ModelError, did_you_mean
 from kdistill.files import storage_errors, write_bytes
+from kdistill.fsdp import whole
 
 __all__ = ["Match", "fit_state", "load_state", "load_weights", "save_weights", "strip_prefix"]
 
@@ -122,9 +123,12 @@ def strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's state as safetensors; a shared tensor is written under each of its names."""
+    """Write a network's state as safetensors; a shared tensor is written under each of its names.
+
+    The state of a sharded network is written by all ranks together, each to its own path.
+    """
     tensors = {
-        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        key: whole(tensor).detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in network.state_dict().items()
     }
     with storage_errors(path.parent):

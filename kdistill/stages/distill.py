@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from kdistill.artifacts import Artifact
 from kdistill.data import Mixing
 from kdistill.identity import key_of
-from kdistill.loop import TrainingData
 from kdistill.models import Classifier
 from kdistill.stages.checks import check_method
 from kdistill.stages.job import Job, role_of
@@ -16,6 +15,7 @@ from kdistill.stages.signals import teacher_signal
 from kdistill.stages.soft_targets import make_soft_targets
 from kdistill.stages.training import Course, train_network
 from kdistill.teachers import TeacherSignal
+from kdistill.training_data import TrainingData
 
 
 def distill(job: Job) -> Artifact:

@@ -24,7 +24,7 @@ from kdistill.stages.objectives import rehearse, stand_in
 from kdistill.stages.signals import class_map_of, combined, count_outputs, live_teacher, mapped
 from kdistill.stages.soft_targets import answers, layout_for, read_file
 from kdistill.stages.training import Course
-from kdistill.stored import IN_MEMORY_BYTES
+from kdistill.stored import room_on
 from kdistill.teachers import Live, LiveTeacher, TeacherSignal
 from kdistill.trial import Cost, pace, try_fit
 
@@ -136,7 +136,7 @@ def _student(job: Job) -> Cost:
     teachers = list(job.teachers.values())
     if not job.identity.stored:
         return replace(cost, asking_seconds=_asking_seconds(teachers, job.first_images(cost.batch_size)))
-    held = [size for size in map(soft_targets_bytes, teachers) if size <= IN_MEMORY_BYTES]
+    held = [size for size in map(soft_targets_bytes, teachers) if size <= room_on(job.engine.device)]
     return replace(cost, memory=cost.memory + sum(held))
 
 
@@ -183,7 +183,8 @@ def _soft_targets(job: Job) -> Cost:
         return Cost(kept=kept)
     reset_peak_memory(job.engine.device)
     split, size = job.transfer_set.to(job.engine.device), job.config.soft_targets.batch_size
-    asked = (batch for view in itertools.count() for batch in answers(job, teacher, split, view))
+    parts = torch.arange(len(split)).split(size)
+    asked = (part for view in itertools.count() for part in answers(job, teacher, split, view, parts))
     first, step = pace(asked, job.engine.device)
     steps = job.identity.teacher_views * -(-len(split) // size)
     memory = peak_memory(job.engine.device)

@@ -54,7 +54,7 @@ def _teachers(job: Job, split: Split) -> tuple[dict[str, dict[str, Any]], Tensor
 
 def _logits(job: Job, artifact: Artifact, split: Split) -> Tensor:
     engine = job.engine_for("teacher" if artifact.kind == "teacher" else "student")
-    return predict(job.load(artifact), split, BATCH_SIZE, engine)[0]
+    return predict(engine.spread(job.load(artifact)), split, BATCH_SIZE, engine)[0]
 
 
 def _judged(

@@ -8,12 +8,12 @@ from kdistill.artifacts import Artifact
 from kdistill.config.schema import Finetune
 from kdistill.errors import ConfigError
 from kdistill.identity import key_of
-from kdistill.loop import TrainingData
 from kdistill.losses import Objective
 from kdistill.models import Classifier
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import Lesson
 from kdistill.stages.training import Course, train_network
+from kdistill.training_data import TrainingData
 
 
 def finetune(job: Job) -> Artifact:

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdistill import plugins, ranks
+from kdistill import fsdp, plugins, ranks
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config import folders
 from kdistill.config.data import Dataset
@@ -76,7 +76,8 @@ class Job:
     def data(self) -> Data:
         device = self.config.device
         dataset = self.config.dataset.model_dump_json()
-        return _load_data(dataset, device.workers, device.memory_gb, device.cache)
+        index = str(Path(self.config.runs) / "shards")
+        return _load_data(dataset, device.workers, device.memory_gb, device.cache, index)
 
     @cached_property
     def task(self) -> Task:
@@ -121,8 +122,8 @@ class Job:
         return augmented(self.config.dataset.augment, seed, self.data.channels, self.data.image_size)
 
     def first_images(self, count: int) -> Tensor:
-        """Up to `count` training images to try networks on, the first that can be read."""
-        split = self.data.train.to(self.engine.device)
+        """Up to `count` training images to try whole networks on, the first that can be read."""
+        split = self.data.train.to(self.engine.home)
         batches = split.batches(torch.arange(len(split)), count)
         return next(batch.images for batch in batches if len(batch.images))
 
@@ -157,7 +158,9 @@ class Job:
     def try_network(self, role: Role) -> None:
         """Raise now what `build` would raise later."""
         with self.engine.seeded(0):
-            new_network(role, self.section(role), self.data, self.shown(role))
+            network = new_network(role, self.section(role), self.data, self.shown(role))
+        if self.engine.shard:
+            fsdp.check(network)
 
     def network_settings(self, role: Role) -> str:
         """All that decides whether a network can be built, as text."""
@@ -165,7 +168,7 @@ class Job:
         return section + self.config.dataset.model_dump_json()
 
     def load(self, artifact: Artifact) -> Classifier:
-        """The network of a finished artifact, its weights verified against their checksum, on the device.
+        """The network of a finished artifact, its weights verified against their checksum, placed.
 
         Raises `ModelError` where there is none, or it cannot be shown this data.
         """
@@ -299,7 +302,7 @@ def role_of(kind: str, member: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load_data(config: str, workers: int, memory_gb: float, cache: str | None) -> Data:
+def _load_data(config: str, workers: int, memory_gb: float, cache: str | None, index: str) -> Data:
     """Jobs of a sweep share the data that they have in common."""
     dataset: Dataset = TypeAdapter(Dataset).validate_json(config)
-    return load_data(dataset, workers=workers, memory_gb=memory_gb, cache=cache)
+    return load_data(dataset, workers=workers, memory_gb=memory_gb, cache=cache, index=index)

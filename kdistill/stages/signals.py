@@ -72,7 +72,8 @@ def live_teacher(job: Job, artifact: Artifact, layers: Sequence[str] = ()) -> Li
         estimator = load_estimator(artifact.file("estimator.skops"))
         return EstimatorTeacher(estimator, len(job.data.classes), job.shown("teacher"), job.task.name)
     batch_size = job.config.soft_targets.batch_size
-    teacher = LiveTeacher(job.load(artifact), batch_size, job.engine_for("teacher"), layers=layers)
+    network = job.engine.spread(job.load(artifact))
+    teacher = LiveTeacher(network, batch_size, job.engine_for("teacher"), layers=layers)
     return _in_units_of(job, teacher, _about(artifact)) if job.task.name == "regression" else teacher
 
 

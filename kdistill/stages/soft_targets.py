@@ -13,14 +13,16 @@ from pathlib import Path
 
 import torch
 
+from kdistill import ranks
 from kdistill.artifacts import Artifact, Work
 from kdistill.config.models import FileParams
 from kdistill.data import Split
 from kdistill.errors import ConfigError, Interrupted, StorageError
-from kdistill.files import free_bytes, size_text, sync
+from kdistill.files import free_bytes, size_text
 from kdistill.identity import key_of
 from kdistill.outside import read_outputs
 from kdistill.records import Progress
+from kdistill.shards import Shard, files_of
 from kdistill.stages.job import Job
 from kdistill.stages.signals import count_outputs, live_teacher
 from kdistill.stopping import stop_requests
@@ -53,6 +55,7 @@ def make_soft_targets(job: Job) -> Artifact:
         make,
         parents={"teacher": teacher} if teacher else {},
         force=job.forced("soft-targets"),
+        together=teacher is not None,
     )
 
 
@@ -108,7 +111,9 @@ def _check_space(job: Job, layout: Layout, needed: int) -> None:
 
 
 def _create(job: Job, path: Path, layout: Layout) -> Writer:
-    path.unlink(missing_ok=True)  # what was cut off before its first checkpoint takes up space
+    # what was cut off before its first checkpoint takes up space; what is done is done in this file alone
+    for old in (path, *files_of(path.parent)):
+        old.unlink(missing_ok=True)
     _check_space(job, layout, layout.bytes)
     if layout.bytes > LARGE_BYTES:
         log.info("soft targets: %s will be written to %s", size_text(layout.bytes), path.parent)
@@ -116,53 +121,72 @@ def _create(job: Job, path: Path, layout: Layout) -> Writer:
 
 
 def _generate(job: Job, teacher: Artifact, work: Work) -> None:
-    split, views = job.transfer_set.to(job.engine.device), job.identity.teacher_views
+    """Ask the teacher about all views of all samples; of several ranks each writes its shard of the one file."""
     signal = live_teacher(job, teacher)
     outputs = signal.logits(job.first_images(1)).shape[1]  # perhaps of other classes
     layout = layout_for(job, outputs)
-    path = work.folder / layout.file
+    path = work.shared / layout.file
+    if ranks.is_main() and not (path.exists() and files_of(work.shared)):
+        _create(job, path, layout)
+    views, samples, _ = layout.shape
+    # shards end where batches end, so that the teacher is asked about the same batches by any number of ranks
+    parts = torch.arange(samples).split(job.config.soft_targets.batch_size)
+    shard = Shard.cut(work.shared, views, len(parts))
+    _fill(job, signal, parts, shard, Writer(path, layout))
+    ranks.barrier()  # until the rows of all are on the disk
+    _describe(job, work, layout, shard.seconds)
 
-    saved = work.load_checkpoint() if path.exists() else None
-    writer = Writer(path, layout) if saved else _create(job, path, layout)
-    state = saved or {"view": 0, "sample": 0, "seconds": 0.0}
-    if saved:
-        log.info(
-            "soft targets: going on at view %d of %d, sample %d", state["view"] + 1, views, state["sample"]
-        )
-    clock = last_saved = time.monotonic()
 
-    def save(view: int, sample: int) -> None:
-        nonlocal clock, last_saved
+def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, writer: Writer) -> None:
+    """Write what the teacher says of this rank's batches; all ranks stop after the same step."""
+    split, views = job.transfer_set.to(job.engine.device), len(shard.done)
+    total, done, saved = shard.done.numel(), int(shard.done.sum()), time.monotonic()
+    if done:
+        log.info("soft targets: going on at batch %d of %d", min(done + 1, total), total)
+
+    def save() -> None:
+        nonlocal saved
         writer.flush()
-        now = time.monotonic()
-        state.update(view=view, sample=sample, seconds=state["seconds"] + now - clock)
-        clock = last_saved = now
-        work.save_checkpoint(state)
+        shard.save()
+        saved = time.monotonic()
 
-    with stop_requests() as stop, Progress("soft targets", views * len(split), _done(state, split)) as bar:
-        for view in range(state["view"], views):
-            first = state["sample"] if view == state["view"] else 0
-            for indices, rows in answers(job, signal, split, view, first):
-                writer.write(view, indices, rows)
-                bar.advance(len(rows), lambda: f"view {view + 1}/{views}", steps=len(rows))  # noqa: B023
-                if stop or time.monotonic() - last_saved > CHECKPOINT_SECONDS:
-                    save(view, int(indices[-1]) + 1)
-                if stop:
+    with stop_requests() as stop, Progress("soft targets", total, done) as bar:
+        for view in range(views):
+            left = shard.left(view)
+            if not left:
+                continue
+            asked = answers(job, signal, split, view, [parts[n] for n in left])
+            for number, (indices, logits) in zip(left, job.engine.fetched(asked), strict=True):
+                if len(indices):  # else none of its images can be decoded
+                    writer.write(view, indices, logits)
+                shard.done[view, number] = True
+                seen = len(indices) * ranks.size()
+                bar.advance(seen, lambda: f"view {view + 1}/{views}", steps=ranks.size())  # noqa: B023
+                stopping = ranks.agree(bool(stop))
+                if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save()
+                if stopping:
                     raise Interrupted(STOPPED)
-            save(view + 1, 0)
-            if stop:
-                raise Interrupted(STOPPED)
+            save()
             log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
-
-    _describe(job, work, layout, state["seconds"])
+        if shard.waits:
+            if signal.together:
+                signal.logits(job.first_images(1)[:0])
+            if ranks.agree(bool(stop)):
+                raise Interrupted(STOPPED)
 
 
 def answers(
-    job: Job, signal: Live, split: Split, view: int, first: int = 0
+    job: Job, signal: Live, split: Split, view: int, parts: Sequence[torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the teacher says of a view of the samples from `first` on: batches of positions `[n]`, logits `[n, K]`."""
-    for batch in split.batches(torch.arange(first, len(split)), job.config.soft_targets.batch_size):
-        yield batch.indices, signal.logits(job.teacher_views(batch.images, batch.indices, view))
+    """What the teacher says of a view: of each part the positions `[N]` of its readable images, and logits `[N, K]`."""
+    for batch in split.read(parts):
+        if len(batch):
+            yield batch.indices, signal.logits(job.teacher_views(batch.images, batch.indices, view))
+        else:
+            if signal.together:
+                signal.logits(batch.images)  # as the others ask about theirs
+            yield batch.indices, torch.empty(0, 0)
 
 
 def read_file(job: Job) -> torch.Tensor:
@@ -197,7 +221,6 @@ def _import(job: Job, work: Work) -> None:
 
 
 def _describe(job: Job, work: Work, layout: Layout, seconds: float) -> None:
-    sync(work.folder / layout.file)
     work.payload = layout.file
     work.about = {
         "model": job.config.teacher.name if job.previous is None else job.previous.config.student.name,
@@ -208,7 +231,3 @@ def _describe(job: Job, work: Work, layout: Layout, seconds: float) -> None:
         "seconds": round(seconds, 2),
         "command": job.command(job.config.stage),
     }
-
-
-def _done(state: dict[str, int], split: object) -> int:
-    return state["view"] * len(split) + state["sample"]  # type: ignore[arg-type]

@@ -13,12 +13,12 @@ from kdistill.errors import ConfigError
 from kdistill.estimators import check_estimator, fit_estimator, require_skops, save_estimator
 from kdistill.files import sync
 from kdistill.identity import key_of
-from kdistill.loop import TrainingData
 from kdistill.losses import Objective
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import Lesson
 from kdistill.stages.training import Course, train_network
 from kdistill.teachers import EstimatorTeacher
+from kdistill.training_data import TrainingData
 
 log = logging.getLogger("kdistill")
 

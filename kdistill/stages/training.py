@@ -10,11 +10,12 @@ from typing import Any
 from kdistill.artifacts import Work
 from kdistill.config.schema import Training
 from kdistill.files import sync
-from kdistill.loop import TrainingData, fit
+from kdistill.loop import fit
 from kdistill.models import Classifier, reused_head_of, save_weights, write_portable
 from kdistill.stages.job import Job, Role
 from kdistill.stages.objectives import Lesson
 from kdistill.teachers import TeacherSignal
+from kdistill.training_data import TrainingData
 
 log = logging.getLogger("kdistill")
 

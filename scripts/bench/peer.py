@@ -7,11 +7,12 @@ Teacher: ResNet-18 with a CIFAR stem, of width 16, trained once by kdistill; its
 Students: a CNN of two strided convolutions, or ResNet-8. Fashion-MNIST, crop and flip, T=4, alpha=0.1 on the
 labels, batch 128, SGD with Nesterov momentum. Each job is a process of its own, from its imports to its trained
 student; seed by seed, the rows take turns. Every finished job is a line of DIR/rows.jsonl: the same command goes
-on after a break. Prints a Markdown table of medians.
+on after a break. Prints a Markdown table of medians. `--device cuda` does it all on a GPU.
 
 torchdistill: as the library leaves it (2 workers, the teacher in training mode), with the teacher in evaluation
 mode, and that without workers. kdistill: a view for each epoch, and 2 views; its job makes the soft targets, too,
-and validates after each epoch, which the others do not.
+and validates after each epoch, which the others do not. Its sweep over 8 temperatures is one command, whose
+soft targets are made once.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from kdistill import load_config, train_teacher
 from kdistill.models import cnn, resnet
 from kdistill.stages.job import Job
 
+#: temperatures of the sweep, of which the table gives the time for one
+SWEEP = (1, 2, 3, 4, 5, 6, 8, 10)
 STUDENTS = {
     "tiny": (
         cnn,
@@ -46,6 +49,7 @@ STUDENTS = {
 ROWS = {
     "kdistill": ["soft_targets.views=null"],
     "kdistill, 2 views": ["soft_targets.views=2"],
+    "kdistill, sweep of 8": ["soft_targets.views=null", f"loss.T={','.join(map(str, SWEEP))}", "-m"],
     "torchdistill": ["torchdistill", "--workers=2"],
     "torchdistill, eval": ["torchdistill", "--workers=2", "--eval-teacher"],
     "torchdistill, eval, 0 workers": ["torchdistill", "--workers=0", "--eval-teacher"],
@@ -61,34 +65,34 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--samples", type=int, default=12_000)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     words = ["dataset=fashion_mnist", f"dataset.train_samples={args.samples}", "teacher=resnet18"]
     words += ["teacher.params.width=16", "teacher.epochs=6", "finetune=none", f"student.epochs={args.epochs}"]
-    words += ["loss.T=4", "loss.alpha=0.1"]
+    words += ["loss.alpha=0.1", f"device={args.device}"]
     prepared = Job.open(load_config(*words, f"runs={args.work / 'runs'}"))
     train_teacher(prepared.config)
     export(prepared, args.work / "data.npz")
 
     file = args.work / "rows.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    setting: Row = {"epochs": args.epochs, "samples": args.samples, "device": args.device}
     for seed in args.seeds:
         for student in args.student:
             for name in ROWS:
                 case: Row = {"row": name, "student": student, "seed": seed}
-                case |= {"epochs": args.epochs, "samples": args.samples}
+                case |= setting
                 if any(case.items() <= row.items() for row in done):
                     continue
                 started = time.perf_counter()
                 ours = name.startswith("kdistill")
                 found = by_kdistill(words, case, args.work) if ours else by_peer(prepared, case, args.work)
-                done.append(
-                    {**case, "job_seconds": time.perf_counter() - started - found.pop("apart", 0), **found}
-                )
+                seconds = time.perf_counter() - started - found.pop("apart", 0)
+                done.append({**case, "job_seconds": seconds / found.pop("jobs", 1), **found})
                 print(json.dumps(done[-1]), flush=True)
                 with file.open("a") as lines:
                     lines.write(json.dumps(done[-1]) + "\n")
-    wanted = {"epochs": args.epochs, "samples": args.samples}.items()
-    print(table([row for row in done if wanted <= row.items()]))
+    print(table([row for row in done if setting.items() <= row.items()]))
 
 
 def export(job: Job, path: Path) -> None:
@@ -110,22 +114,20 @@ def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
     runs = work / "fresh"
     shutil.rmtree(runs, ignore_errors=True)
     shutil.copytree(work / "runs" / "artifacts" / "teacher", runs / "artifacts" / "teacher")
-    own = [
-        *words,
-        *STUDENTS[str(case["student"])][2],
-        *ROWS[str(case["row"])],
-        f"student.seed={case['seed']}",
-    ]
+    own = [*words, *STUDENTS[str(case["student"])][2], f"student.seed={case['seed']}", f"runs={runs}"]
+    settings = ROWS[str(case["row"])]
+    jobs = len(SWEEP) if "-m" in settings else 1
     command = [sys.executable, "-m", "kdistill"]
-    usage = run([*command, "distill", *own, f"runs={runs}"])
+    usage = run([*command, "distill", *own, *settings])
     started = time.perf_counter()
-    run([*command, "eval", *own, f"runs={runs}", f"hydra.run.dir={runs}/eval"])
+    run([*command, "eval", *own, settings[0], "loss.T=4", f"hydra.run.dir={runs}/eval"])
     row = json.loads((runs / "eval" / "result.json").read_text())["row"]
-    (student,) = (runs / "artifacts" / "student").glob("cnn-*" if case["student"] == "tiny" else "resnet8-*")
-    history = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
-    images = int(case["samples"]) * int(case["epochs"])
+    histories = (runs / "artifacts" / "student").glob("*/metrics.jsonl")
+    epochs = [json.loads(line) for history in histories for line in history.read_text().splitlines()]
+    images = int(case["samples"]) * int(case["epochs"]) * jobs
     return {
-        "images_per_second": statistics.median(epoch["images_per_second"] for epoch in history),
+        "jobs": jobs,
+        "images_per_second": statistics.median(epoch["images_per_second"] for epoch in epochs),
         "cpu_seconds_per_1000": (usage.ru_utime + usage.ru_stime) / images * 1000,
         "peak_mb": usage.ru_maxrss / 1024,
         "top1": row["student top1"],
@@ -147,7 +149,7 @@ def by_peer(job: Job, case: Row, work: Path) -> dict[str, float]:
         f"--teacher={job.require_teacher().folder}",
     ]
     command += [f"--student={json.dumps(about | shape)}", f"--source={module.__file__}"]
-    command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}"]
+    command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}", f"--device={case['device']}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -39,16 +39,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--eval-teacher", action="store_true", help="put the teacher into evaluation mode")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     arrays = np.load(args.data)
-    teacher = load(args.teacher)
-    student = module_of(args.source).build(**args.student)
+    teacher = load(args.teacher).to(args.device)
+    student = module_of(args.source).build(**args.student).to(args.device)
     train = Images(arrays["train_images"], arrays["train_labels"], arrays["mean"], arrays["std"])
 
     started = time.perf_counter()
     WAYS[args.way](train, teacher, student, args)
+    if args.device.type == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     images = len(train) // BATCH * BATCH * args.epochs
@@ -58,7 +61,7 @@ def main() -> None:
         "peak_mb": usage[0].ru_maxrss / 1024,
     }
     started = time.perf_counter()
-    found |= {"top1": accuracy(student, arrays), "apart": time.perf_counter() - started}
+    found |= {"top1": accuracy(student.cpu(), arrays), "apart": time.perf_counter() - started}
     print(json.dumps(found))
 
 
@@ -105,13 +108,13 @@ def by_torchdistill(train: Images, teacher: nn.Module, student: nn.Module, args:
             "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}},
         },
     }
-    box = DistillationBox(teacher, student, {"train": train}, config, torch.device("cpu"), None, False, 1)
+    box = DistillationBox(teacher, student, {"train": train}, config, args.device, None, False, 1)
     for epoch in range(args.epochs):
         box.pre_epoch_process(epoch=epoch)
         if args.eval_teacher:
             box.teacher_model.eval()  # the library leaves it in training mode
         for images, labels, supplement in box.train_data_loader:
-            loss = box.forward_process(images, labels, supplement)
+            loss = box.forward_process(images.to(args.device), labels.to(args.device), supplement)
             box.post_forward_process(loss=loss)
         box.post_epoch_process()
 
@@ -125,6 +128,7 @@ def by_a_plain_loop(train: Images, teacher: nn.Module, student: nn.Module, args:
     student.train()
     for _ in range(args.epochs):
         for images, labels in loader:
+            images, labels = images.to(args.device), labels.to(args.device)
             optimizer.zero_grad()
             with torch.no_grad():
                 soft = F.softmax(teacher(images) / T, dim=1)

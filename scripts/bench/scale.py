@@ -3,20 +3,22 @@
     python scripts/bench/scale.py --work DIR [--quick] [--only WORD]
 
 Reads what training would read, augmented and in batches of 128, without a network. Image files are 20,000
-JPEGs of 64 to 96 pixels, made in DIR once; other rows are synthetic arrays in memory. Each row is a process of
-its own, with one thread. Prints one JSON line for each and a Markdown table. Seconds are until the first batch
-can be asked for; memory is the most that the process and its workers added to it, without files mapped into
-it, which the system takes back when it needs the space. Needs Linux.
+JPEGs of 64 to 96 pixels, made in DIR once, and the same in shards of 1,000; other rows are synthetic arrays in
+memory. Each row is a process of its own, with one thread. Prints one JSON line for each and a Markdown table.
+Seconds are until the first batch can be asked for; memory is the most that the process and its workers added to
+it, without files mapped into it, which the system takes back when it needs the space. Needs Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,11 +33,14 @@ BATCH_SIZE = 128
 #: what a row is, beside what it changes: an in-memory array of 10,000 small images in 10 classes
 SYNTHETIC = {"dataset": "synthetic", "samples": 10_000, "classes": 10, "image_size": 28, "channels": 3}
 FILES = {"dataset": "image_folder", "image_size": 64, "channels": 3, "validation": 0.1, "memory_gb": 0}
-#: name -> what differs from FILES; in this order, since a warm cache is the cold one before
+#: name -> what differs from FILES; in this order, since a warm cache or a kept index is the one made before
 FROM_FILES: dict[str, dict[str, Any]] = {
     "files, decoded into memory": {"memory_gb": 4},
     "files, no workers": {},
     "files, 2 workers": {"workers": 2},
+    "shards, first time, no workers": {"dataset": "webdataset", "index": "new"},
+    "shards, no workers": {"dataset": "webdataset", "index": "kept"},
+    "shards, 2 workers": {"dataset": "webdataset", "index": "kept", "workers": 2},
     "files, cold cache, no workers": {"cache": "new"},
     "files, cold cache, 2 workers": {"cache": "new", "workers": 2},
     "files, warm cache": {"cache": "kept"},
@@ -82,10 +87,12 @@ def run(name: str, row: dict[str, Any], work: Path) -> dict[str, Any]:
     """Measure a row in a process of its own."""
     if "root" in row and not (root := Path(row["root"])).exists():
         make_images(root, int(root.name.partition("-")[2]))
-    if cache := row.get("cache"):
-        row = row | {"cache": str(work / "cache")}
-        if cache == "new":
-            shutil.rmtree(work / "cache", ignore_errors=True)
+    if row["dataset"] == "webdataset":
+        row = row | {"root": str(make_shards(root))}
+    for kept in row.keys() & {"cache", "index"}:
+        if row[kept] == "new":
+            shutil.rmtree(work / kept, ignore_errors=True)
+        row = row | {kept: str(work / kept)}
     command = [sys.executable, __file__, "--work", str(work), "--row", json.dumps(row)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = {"row": name, **json.loads(done.stdout)}
@@ -111,18 +118,37 @@ def make_images(root: Path, count: int) -> None:
     partial.rename(root)
 
 
+def make_shards(images: Path, size: int = 1000) -> Path:
+    """Write the same images, in the same order, as shards of `size` samples each, once."""
+    root = images.with_name(images.name.replace("jpegs", "shards"))
+    if root.exists():
+        return root
+    partial = root.with_name(root.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    paths = sorted(images.glob("*/*.jpg"))
+    for start in range(0, len(paths), size):
+        with tarfile.open(partial / f"{start // size:06}.tar", "w") as tar:
+            for path in paths[start : start + size]:
+                tar.add(path, path.name)
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = len(path.parent.name)
+                tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    return partial.rename(root)
+
+
 def measure(row: dict[str, Any]) -> dict[str, Any]:
     """Load the row's data set and read it for some epochs, as many as it has views at least."""
     import torch
 
     from kdistill import load_config
     from kdistill.data import Views, load_data
-    from kdistill.loop import TrainingData
+    from kdistill.training_data import TrainingData
 
     torch.set_num_threads(1)
     row = dict(row)
     name, views, seconds = row.pop("dataset"), row.pop("views", None), row.pop("seconds")
-    how = {key: row.pop(key) for key in ("workers", "memory_gb", "cache") if key in row}
+    how = {key: row.pop(key) for key in ("workers", "memory_gb", "cache", "index") if key in row}
     config = load_config(f"dataset={name}", *(f"dataset.{key}={value}" for key, value in row.items())).dataset
     with peak_memory() as peak:
         start = time.perf_counter()

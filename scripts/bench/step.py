@@ -20,7 +20,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -29,12 +29,14 @@ import torch
 
 from kdistill import load_config
 from kdistill.engine import Engine
-from kdistill.loop import TrainingData, fit
+from kdistill.loop import fit
 from kdistill.losses import build_objective
 from kdistill.optim import build_optimizer
+from kdistill.resources import synchronize
 from kdistill.stages.job import Job
 from kdistill.stored import Reader, layout_of
 from kdistill.teachers import StoredTeacher
+from kdistill.training_data import TrainingData
 
 STUDENTS = {
     # two strided convolutions and a linear head
@@ -56,28 +58,33 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = [measure(name, args.rounds, args.precision) for name in args.student]
+    rows: list[dict[str, object]] = []
+    for name in args.student:
+        words = ["dataset=fashion_mnist", f"dataset.train_samples={SAMPLES[name]}", "student.epochs=1"]
+        words += [f"device.precision={args.precision}", *STUDENTS[name]]
+        about = {"student": name, "precision": args.precision, "threads": torch.get_num_threads()}
+        rows.append(about | measure(words, args.rounds))
+        print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
 
 
-def measure(name: str, rounds: int, precision: str) -> dict[str, object]:
-    """Images per second of each way, medians over the rounds, and the medians of the rounds' ratios."""
-    words = ["dataset=fashion_mnist", f"dataset.train_samples={SAMPLES[name]}", "student.epochs=1"]
-    words += [f"device.precision={precision}", "student.optim.warmup_epochs=0", *STUDENTS[name]]
+def measure(words: list[str], rounds: int) -> dict[str, float]:
+    """Images per second of each way, medians over the rounds, and the medians of the rounds' ratios.
+
+    `words` are the settings of kdistill: data set, device, student. The last epoch of each training counts.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        ways = ways_of(words, Path(folder))
+        ways = ways_of([*words, "student.optim.warmup_epochs=0"], Path(folder))
         for way in WAYS:
             ways[way]()  # warms up
         found: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way in WAYS:
                 found[way].append(ways[way]())
-    row: dict[str, object] = {"student": name, "precision": precision, "threads": torch.get_num_threads()}
-    row |= {way: round(statistics.median(rates)) for way, rates in found.items()}
+    row: dict[str, float] = {way: round(statistics.median(rates)) for way, rates in found.items()}
     for base in ("plain", "limit"):
         ratios = [a / b for a, b in zip(found["distil"], found[base], strict=True)]
         row[f"distil/{base}"] = round(statistics.median(ratios), 3)
-    print(json.dumps(row), flush=True)
     return row
 
 
@@ -97,7 +104,7 @@ def ways_of(words: list[str], folder: Path) -> dict[str, Callable[[], float]]:
         data = TrainingData(split, job.student_views, order_seed=0)
         validation = split.select(torch.arange(1))  # it is no part of a step
         fitted = fit(network, data, validation, objective, config.student, engine, signal=signal)
-        return float(fitted.history[0]["images_per_second"])
+        return float(fitted.history[-1]["images_per_second"])
 
     def limit() -> float:
         return bare(job, engine)
@@ -109,23 +116,32 @@ def bare(job: Job, engine: Engine) -> float:
     """The network's own work: no data, no augmentation, no records."""
     student = job.config.student
     network = job.build("student").train()
+    if engine.compile:
+        network.net.compile()
+    split = job.data.train.to(engine.device)
     # some batches in turn: a network that has learnt one by heart takes other branches
-    read = islice(job.data.train.batches(torch.arange(len(job.data.train)), student.batch_size), 16)
+    read = islice(split.batches(torch.arange(len(split)), student.batch_size), 16)
     batches = [((batch.images / 255 - network.mean) / network.std, batch.labels) for batch in read]
     optimizer = build_optimizer(network, student.optim)
-    steps = len(job.data.train) // student.batch_size
+
+    def take(steps: int) -> None:
+        for pixels, labels in islice(cycle(batches), steps):
+            with engine.autocast():
+                logits = network.net(pixels)
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        synchronize(engine.device)
+
+    take(3)  # compiles, chooses kernels
+    steps = len(split) // student.batch_size
     started = time.perf_counter()
-    for pixels, labels in islice(cycle(batches), steps):
-        with engine.autocast():
-            logits = network.net(pixels)
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    take(steps)
     return steps * student.batch_size / (time.perf_counter() - started)
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: Sequence[Mapping[str, object]]) -> str:
     heads = list(rows[0])
     lines = [heads, ["--"] * len(heads), *([str(row[head]) for head in heads] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -17,8 +17,10 @@ import tempfile
 import time
 
 import torch
+from step import table
 
 from kdistill import load_config, make_soft_targets, train_teacher
+from kdistill.resources import synchronize
 from kdistill.stages.job import Job
 
 
@@ -31,31 +33,32 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = [measure(precision, args.rounds, args.samples) for precision in args.precision]
-    heads = list(rows[0])
-    for cells in (heads, ["--"] * len(heads), *(list(row.values()) for row in rows)):
-        print(f"| {' | '.join(map(str, cells))} |")
+    rows: list[dict[str, object]] = []
+    for precision in args.precision:
+        words = ["dataset=fashion_mnist", f"dataset.train_samples={args.samples}", "teacher=resnet18"]
+        words += ["teacher.params.width=16", f"device.precision={precision}"]
+        about = {"precision": precision, "threads": torch.get_num_threads()}
+        rows.append(about | measure(words, args.rounds))
+        print(json.dumps(rows[-1]), flush=True)
+    print(table(rows))
 
 
-def measure(precision: str, rounds: int, samples: int) -> dict[str, object]:
-    """Images per second both ways, interleaved: medians, and the median of the rounds' ratios."""
+def measure(words: list[str], rounds: int) -> dict[str, float]:
+    """Images per second both ways, interleaved: medians, and the median of the rounds' ratios.
+
+    `words` are the settings of kdistill: data set, device, teacher.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        words = ["dataset=fashion_mnist", f"dataset.train_samples={samples}", "teacher=resnet18"]
-        words += ["teacher.params.width=16", "teacher.epochs=0", "soft_targets.views=2", f"runs={folder}"]
-        words += [f"device.precision={precision}"]
+        words = [*words, "teacher.epochs=0", "soft_targets.views=2", f"runs={folder}"]
         train_teacher(load_config(*words))
         job = Job.open(load_config(*words))
         pairs = [(generate(words), bare(job)) for _ in range(rounds + 1)][1:]  # the first warms up
     made, limit = zip(*pairs, strict=True)
-    row: dict[str, object] = {
-        "precision": precision,
-        "threads": torch.get_num_threads(),
+    return {
         "generate": round(statistics.median(made)),
         "bare": round(statistics.median(limit)),
         "generate/bare": round(statistics.median(a / b for a, b in pairs), 3),
     }
-    print(json.dumps(row), flush=True)
-    return row
 
 
 def generate(words: list[str]) -> float:
@@ -68,15 +71,24 @@ def generate(words: list[str]) -> float:
 def bare(job: Job) -> float:
     teacher = job.load(job.require_teacher()).eval()
     size = job.config.soft_targets.batch_size
-    count = len(job.data.train) // size * size
-    read = job.data.train.batches(torch.arange(count), size)
+    if job.engine.compile:
+        teacher.net.compile()
+    split = job.data.train.to(job.engine.device)
+    size = min(size, len(split))
+    count = len(split) // size * size
+    read = split.batches(torch.arange(count), size)
     batches = [((batch.images / 255 - teacher.mean) / teacher.std) for batch in read]
     batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
-    started = time.perf_counter()
-    for _ in range(2):
+
+    def ask(batches: list[torch.Tensor]) -> None:
         for batch in batches:
             with job.engine.autocast():
                 teacher.net(batch)
+        synchronize(job.engine.device)
+
+    ask(batches[:1])  # compiles, chooses kernels
+    started = time.perf_counter()
+    ask(2 * batches)
     return 2 * count / (time.perf_counter() - started)
 
 
