@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdistill.config import compose
 from kdistill.console import complain, say, show_table
-from kdistill.data.decoding import EXTENSIONS, ImageFiles, images_under
+from kdistill.data.decoding import EXTENSIONS, ImageFiles, files_under
 from kdistill.data.filesplit import FileSplit
 from kdistill.errors import ConfigError, DataError, ModelError, did_you_mean
 from kdistill.exports import FORMATS
@@ -100,7 +100,7 @@ def _images(name: str) -> list[str]:
     if not path.is_dir():
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{name}: there is no such image or folder.{did_you_mean(path.name, beside)}")
-    found = sorted(map(str, images_under(path)))
+    found = sorted(map(str, files_under(path)))
     if not found:
         raise DataError(f"{name}: there are no images in this folder ({' '.join(EXTENSIONS)})")
     return found
