@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdistill.api import (
         distill,
         evaluate,
+        export,
         finetune,
         load_config,
         load_network,
@@ -34,6 +35,7 @@ _PUBLIC = {
     "KdistillError": "kdistill.errors",
     "distill": "kdistill.api",
     "evaluate": "kdistill.api",
+    "export": "kdistill.api",
     "finetune": "kdistill.api",
     "kd_loss": "kdistill.losses",
     "load_config": "kdistill.api",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "distill",
     "evaluate",
+    "export",
     "finetune",
     "kd_loss",
     "load_config",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ from kdistill.config import folders
 from kdistill.config.compose import plan
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError, UserError
-from kdistill.models import Classifier, fit_state, load_state, rebuild
+from kdistill.models import Classifier
 from kdistill.stages.command import check_before, makers
 from kdistill.stages.distill import distill as _distill
 from kdistill.stages.evaluate import evaluate as _evaluate
+from kdistill.stages.export import export as _export
 from kdistill.stages.finetune import finetune as _finetune
 from kdistill.stages.job import Job
+from kdistill.stages.networks import stored_network
 from kdistill.stages.pipeline import run as _run
 from kdistill.stages.soft_targets import make_soft_targets as _make_soft_targets
 from kdistill.stages.train_teacher import train_teacher as _train_teacher
@@ -25,6 +26,7 @@ from kdistill.stages.train_teacher import train_teacher as _train_teacher
 __all__ = [
     "distill",
     "evaluate",
+    "export",
     "finetune",
     "load_config",
     "load_network",
@@ -71,6 +73,14 @@ def evaluate(config: Config) -> dict[str, dict[str, Any]]:
     return _evaluate(_job(config))
 
 
+def export(config: Config) -> Artifact:
+    """Write the student, or the network that `model` names, to a file of `export.format`, tested on the test split.
+
+    Raises `MissingArtifact` without a student, and `RunError` for a file that gives other outputs.
+    """
+    return _export(_job(config))
+
+
 def run(config: Config) -> dict[str, dict[str, Any]]:
     """All stages in order, building what is missing; returns what `evaluate` returns.
 
@@ -99,7 +109,4 @@ def load_network(folder: str | Path) -> Classifier:
     artifact = Artifact(Path(folder))
     if not (artifact.folder / "model.json").is_file():
         raise UserError(f"{folder} does not hold a trained network: there is no model.json in it")
-    network = rebuild(json.loads(artifact.file("model.json").read_text()))
-    path = artifact.file("model.safetensors")
-    fit_state(network.net, load_state(path), str(path))
-    return network.eval()
+    return stored_network(artifact).eval()

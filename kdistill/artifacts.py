@@ -32,7 +32,7 @@ from kdistill.partial import Work, assist, build, discard, finished, versions
 
 log = logging.getLogger("kdistill")
 
-KINDS = ("teacher", "soft-targets", "student", "finetuned")
+KINDS = ("teacher", "soft-targets", "student", "finetuned", "export")
 #: what every manifest says
 _ESSENTIAL = {"kind", "key", "digest", "parents", "files", "created"}
 #: (root, kind, key) of what this process has made by force: the jobs of a sweep share it, each once

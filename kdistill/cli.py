@@ -105,6 +105,10 @@ def _tell(words: Words) -> int:
         from kdistill import planning
 
         return planning.main(words.rest, "--multirun" in words.flags)
+    if words.command == "predict":
+        from kdistill import predicting
+
+        return predicting.main(words.rest)
     from kdistill import explaining, listing
 
     return explaining.main(words.rest) if words.command == "explain" else listing.main(words.rest)

@@ -89,7 +89,7 @@ def complete(line: str) -> list[str]:
         return _starting(word, KINDS)
     if command == "artifacts":
         return _starting(word, ["list", "rm", "gc", "runs="])
-    if command in STAGES or command in ("list", "plan"):
+    if command in STAGES or command in ("list", "plan", "predict"):
         overrides = [other for other in words if "=" in other]
         return sorted({*_mounted(word), *_from_hydra(word, overrides)})
     return []

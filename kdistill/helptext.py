@@ -73,6 +73,17 @@ STAGES = {
             "kdistill eval -m loss.T=1,2,4,8",
         ),
     ),
+    "export": Stage(
+        "the student alone as a file for phones, browsers and servers (ONNX)",
+        "the fine-tuned student, or the distilled one, or model=FOLDER; the test split",
+        "writes the file, runs it on the test split, and keeps it if it gives the student's outputs",
+        "an export artifact: one file, with class names and preprocessing in its metadata",
+        (
+            "kdistill export",
+            "kdistill export student=mlp export.format=onnx",
+            "kdistill export model=runs/artifacts/student/NAME dataset=digits",
+        ),
+    ),
     "run": Stage(
         "all stages in order; what is already there is not made again",
         "the data set",
@@ -90,10 +101,11 @@ TOOLS = {
     "list": "what can be chosen: teachers, students, datasets, losses, layers, artifacts and more",
     "explain": "a method: its formula, paper, what it needs, when to use it, its settings",
     "plan": "what a run will take: time, memory and disk of each stage, from a few real steps",
+    "predict": "classes of images: kdistill predict IMAGE|FOLDER [model=FOLDER|FILE.onnx]",
     "artifacts": "what is on disk: list, rm KEY..., gc",
 }
 
-#: what `kdistill list --help` and `kdistill explain --help` say
+#: what `kdistill list --help` and so on say
 TOOL_HELP = {
     "list": f"""\
 kdistill list [KIND]: {TOOLS["list"]}
@@ -119,6 +131,17 @@ Nothing is made or written. What is there already is `done`. Each stage takes at
 an untrained network stands for a teacher that is not there yet, and made-up logits for soft targets.
 memory: the whole process at its peak, on a GPU the tensors there. checkpoint: twice as much for a moment.
 Not counted: evaluation, writing to the disk, early stopping, what a cut-off run has done already.""",
+    "predict": """\
+kdistill predict IMAGE|FOLDER... [overrides]: the likeliest classes of each image, with probabilities
+
+  kdistill predict photo.jpg                       with the student of `kdistill run`, fine-tuned if it is
+  kdistill predict photos/ student=mlp             of every image in a folder and below it
+  kdistill predict photo.jpg model=runs/artifacts/export/NAME/model.onnx
+  kdistill predict photos/ model=runs/artifacts/student/NAME predict.format=csv > classes.csv
+
+predict.top=K: classes of each image (5). predict.format: table, json or csv. device.workers=N: processes that decode.
+Images are brought to the student's size and colours as in training. What cannot be read is reported, the others go
+on, and the exit code is 1. Multi-label: each class has a probability of its own. Regression: all values.""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]

@@ -19,7 +19,7 @@ from typing import Any
 from kdistill import plugins
 from kdistill.config.losses import OwnLoss
 from kdistill.config.models import EnsembleParams, check_params
-from kdistill.config.schema import Config, Section
+from kdistill.config.schema import Config, Export, Section
 from kdistill.config.section import Ramp, largest
 
 FORMAT = 1
@@ -219,6 +219,11 @@ class Identity:
 
     def _source(self, *names: str) -> dict[str, Any]:
         return {name: value for name, value in self._model("teacher").items() if name in (*names, "input")}
+
+
+def export_parts(network: str, settings: Export, test: str) -> dict[str, Any]:
+    """Of the network with this key; its file is judged on the test split of this fingerprint."""
+    return {"network": network, "test": test, **_plain(settings)}
 
 
 def _ensemble(params: dict[str, Any]) -> dict[str, Any]:

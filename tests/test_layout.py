@@ -16,11 +16,11 @@ LAYERS = [
     {"config", "plugins", "files", "console", "logs", "stopping", "ranks", "launch"},
     {"engine", "fsdp", "averaging", "metrics", "optim", "records", "resources", "shards", "stored"},
     {"data", "tasks", "classes"},
-    {"losses", "models", "estimators", "outside", "features", "pairing"},
+    {"losses", "models", "estimators", "outside", "features", "pairing", "interface", "exports"},
     {"teachers", "state", "learners", "training_data"},
     {"artifacts", "partial", "identity", "loop", "trial"},
     {"stages", "housekeeping"},
-    {"api", "task", "sweeps", "listing", "explaining", "planning", "helptext", "words"},
+    {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "helptext", "words"},
     {"cli", "completion"},
     {"__main__"},
 ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdistill.artifacts import Artifact
 from kdistill.config.models import kind_of
 from kdistill.config.schema import Config
+from kdistill.errors import ConfigError
+from kdistill.exports import FORMATS
 from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
 from kdistill.stages import evaluate as evaluation
 from kdistill.stages.checks import check_method, check_shares
 from kdistill.stages.distill import distill
+from kdistill.stages.export import check_export, export
+from kdistill.stages.export import table as export_table
 from kdistill.stages.finetune import check_epochs, finetune
 from kdistill.stages.job import ROLES, Job, Role
 from kdistill.stages.objectives import rehearse
@@ -47,6 +52,8 @@ def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
         if config.stage == "distill" and not config.finetune.epochs:
             following = "eval"
         return _made(job, [make(maker) for maker in makers(job, config.stage)], following)
+    if config.stage == "export":
+        return _exported(job, export(job))
     return _judged(job, run(job) if config.stage == "run" else evaluation.evaluate(job))
 
 
@@ -80,6 +87,7 @@ def _check_job(job: Job, tried: set[str]) -> None:
     stage = job.config.stage
     _ = job.views(seed=0)  # refused now if the images do not allow them
     check_shares(job)
+    check_model(job)
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)
@@ -96,6 +104,8 @@ def _check_job(job: Job, tried: set[str]) -> None:
         check_epochs(job.config.finetune)
     if stage in ("finetune", "eval"):
         job.require_student()
+    if stage == "export":
+        check_export(job)
     roles = TRAINED.get(stage, ())
     if "teacher" in roles:
         for teacher in job.chain[0].teachers.values():
@@ -106,6 +116,15 @@ def _check_job(job: Job, tried: set[str]) -> None:
             _try_features(step, tried)
     if stage == "run":
         _ = job.data.test  # found missing or damaged now, not after the training
+
+
+def check_model(job: Job) -> None:
+    """Raise `ConfigError` for `model` with a stage that has no use for it."""
+    if job.config.model is not None and job.config.stage != "export":
+        raise ConfigError(
+            f"model={job.config.model} is for `kdistill export` and `kdistill predict`; a student starts from"
+            " student.weights=FILE, and teacher=folder teacher.weights=FOLDER teaches"
+        )
 
 
 def _try_teacher(job: Job, tried: set[str]) -> None:
@@ -182,6 +201,20 @@ def _summary(job: Job, artifact: Artifact) -> Table:
             facts["top k"] = about["top_k"]
     facts |= {"MB": f"{artifact.bytes / 1e6:,.2f}", "seconds": f"{about['seconds']:.1f}"}
     return Table(title=artifact.kind, columns=list(facts), rows=[list(facts.values())])
+
+
+def _exported(job: Job, artifact: Artifact) -> Result:
+    about = artifact.manifest
+    path = artifact.folder / FORMATS[job.config.export.format].file
+    row: dict[str, float | int | str] = {name: round(value, 5) for name, value in about["test"].items()}
+    row |= {name: about[name] for name in ("difference", "ms")}
+    return Result(
+        objective=None,
+        row={**row, "bytes": artifact.payload_bytes, "artifact": artifact.folder.name},
+        tables=[export_table(job.task, artifact)],
+        message=f"{path}\nnext: {shlex.join(['kdistill', 'predict', 'IMAGE', f'model={path}'])}",
+        artifacts={artifact.kind: str(artifact.folder)},
+    )
 
 
 def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:

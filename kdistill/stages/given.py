@@ -21,8 +21,9 @@ def content_of(section: Model, role: Role) -> str | None:
         return None
     kind = kind_of(section.name)
     if kind == "folder":
-        return _content(Artifact(existing(section.weights, "folder")))
-    return sha256_of(existing(section.weights, "outputs" if kind == "file" else role))
+        return _content(Artifact(existing(section.weights, "folder", "teacher.weights")))
+    what: Literal["outputs", "weights"] = "outputs" if kind == "file" else "weights"
+    return sha256_of(existing(section.weights, what, f"{role}.weights"))
 
 
 def _content(artifact: Artifact) -> str:
@@ -32,17 +33,15 @@ def _content(artifact: Artifact) -> str:
     return hashlib.sha256(" ".join([artifact.digest, *both]).encode()).hexdigest()
 
 
-_WEIGHTS = "a file of weights (safetensors, or a state dict), DEFAULT or null"
 _EXPECTED = {
     "folder": "the folder of a trained network, such as runs/artifacts/teacher/NAME",
     "outputs": "a file of the teacher's outputs (.csv, .npy, .npz or .safetensors)",
-    "teacher": _WEIGHTS,
-    "student": _WEIGHTS,
+    "weights": "a file of weights (safetensors, or a state dict), DEFAULT or null",
 }
 
 
-def existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]) -> Path:
-    """The path that `weights` names; raises `ModelError` with near matches where there is none."""
+def existing(name: str, what: Literal["folder", "outputs", "weights"], setting: str) -> Path:
+    """The path that a setting names; raises `ModelError` with near matches where there is none."""
     path = Path(name).expanduser()
     kind = "folder" if what == "folder" else "file"
     if (path / "manifest.json").is_file() if kind == "folder" else path.is_file():
@@ -54,5 +53,4 @@ def existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]
     else:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         problem = f"there is no such {kind}.{did_you_mean(path.name, beside)}"
-    role = "student" if what == "student" else "teacher"
-    raise ModelError(f"{role}.weights={name}: {problem} Expected {_EXPECTED[what]}")
+    raise ModelError(f"{setting}={name}: {problem} Expected {_EXPECTED[what]}")

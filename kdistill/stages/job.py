@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from collections.abc import Sequence
@@ -21,18 +20,18 @@ from kdistill.config.models import kind_of
 from kdistill.config.schema import Config, Model
 from kdistill.data import Data, InputView, Split, Views, augmented, load_data, transfer
 from kdistill.engine import Engine
-from kdistill.errors import ConfigError, MissingArtifact, ModelError
+from kdistill.errors import ConfigError, MissingArtifact
 from kdistill.identity import Identity, key_of
-from kdistill.models import Classifier, fit_state, load_state, rebuild
-from kdistill.stages.given import Role, content_of
-from kdistill.stages.networks import new_network, size_of, view_for
+from kdistill.models import Classifier
+from kdistill.stages.given import Role, content_of, existing
+from kdistill.stages.networks import interface_of, new_network, size_of, stored_network, view_for
 from kdistill.tasks import Task, task_of
 
 log = logging.getLogger("kdistill")
 ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
 _STUDENTS = ("student", "assistant", "generations", "loss", "feature", "mixing", "finetune")
-_NOT_THE_TEACHERS = (*_STUDENTS, "soft_targets", "force")
+_NOT_THE_TEACHERS = (*_STUDENTS, "soft_targets", "force", "export", "predict")
 
 
 class Job:
@@ -169,21 +168,20 @@ class Job:
         return section + self.config.dataset.model_dump_json()
 
     def load(self, artifact: Artifact) -> Classifier:
-        """The network of a finished artifact, its weights verified against their checksum."""
-        if "model.json" not in artifact.manifest["files"]:
-            raise ModelError(
-                f"{artifact.folder} holds no network: it is an artifact of kind {artifact.manifest['kind']} without"
-                " model.json. Expected the folder of a teacher, student or finetuned network"
-            )
-        about = json.loads(artifact.file("model.json").read_text())
-        with self.engine.seeded(0):  # building draws random numbers; the caller's are not touched
-            network = rebuild(about)
-        path = artifact.file("model.safetensors")
-        fit_state(network.net, load_state(path), str(path))
-        network.view = view_for(
-            about["channels"], tuple(about["image_size"]), self.data, self.config.dataset.name
-        )
+        """The network of a finished artifact, its weights verified against their checksum, placed.
+
+        Raises `ModelError` where there is none, or it cannot be shown this data.
+        """
+        network = self.read(artifact)
         self.engine.place(network)
+        return network
+
+    def read(self, artifact: Artifact) -> Classifier:
+        """What `load` gives, on the CPU."""
+        with self.engine.seeded(0):  # building draws random numbers; the caller's are not touched
+            network = stored_network(artifact)
+        takes = interface_of(artifact)
+        network.view = view_for(takes.channels, takes.image_size, self.data, self.config.dataset.name)
         return network
 
     def section(self, role: Role) -> Model:
@@ -244,6 +242,16 @@ class Job:
         student = self.find_student()
         parents = {"student": student} if student else {}
         return self.store.find("finetuned", key_of(self.identity.finetuned), parents)
+
+    def chosen_network(self) -> Artifact:
+        """What `model` names; else the fine-tuned student, or where it is not fine-tuned the distilled one.
+
+        Raises `ModelError` for a folder that is not there, and `MissingArtifact` for a student that is not made yet.
+        """
+        if self.config.model is not None:
+            return Artifact(existing(self.config.model, "folder", "model").resolve())
+        student = self.require_student()
+        return (self.find_finetuned() if self.config.finetune.epochs else None) or student
 
     def find_soft_targets(self, parents: dict[str, Artifact]) -> Artifact | None:
         return self.store.find("soft-targets", key_of(self.identity.soft_targets), parents)

@@ -1,13 +1,18 @@
-"""Networks for a data set: built as a section of the config says, and how they are shown its images."""
+"""Networks for a data set: built as a section of the config says, or read, and how they are shown its images."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from torch import nn
 
+from kdistill.artifacts import Artifact
 from kdistill.config.schema import Model
 from kdistill.data import Data, InputView
 from kdistill.errors import ConfigError, ModelError
-from kdistill.models import Classifier, build_classifier, multiply_adds
+from kdistill.interface import Interface
+from kdistill.models import Classifier, build_classifier, fit_state, load_state, multiply_adds, rebuild
 from kdistill.stages.given import Role
 
 
@@ -43,6 +48,33 @@ def new_network(role: Role, section: Model, data: Data, shown: InputView) -> Cla
     if (channels, image_size) != (data.channels, data.image_size):
         network.view = shown
     return network
+
+
+def stored_network(artifact: Artifact) -> Classifier:
+    """The network of a finished artifact, on the CPU, its weights verified against their checksum.
+
+    Draws random numbers. Raises `ModelError` where there is no network in it.
+    """
+    network = rebuild(description(artifact))
+    path = artifact.file("model.safetensors")
+    fit_state(network.net, load_state(path), str(path))
+    return network
+
+
+def interface_of(artifact: Artifact) -> Interface:
+    """What the network of a finished artifact takes and gives; raises `ModelError` where there is none in it."""
+    return Interface.read(description(artifact), str(artifact.folder))
+
+
+def description(artifact: Artifact) -> dict[str, Any]:
+    """The `model.json` of a finished artifact; raises `ModelError` where there is none in it."""
+    if "model.json" not in artifact.manifest["files"]:
+        raise ModelError(
+            f"{artifact.folder} holds no network: it is an artifact of kind {artifact.manifest['kind']} without"
+            " model.json. Expected the folder of a teacher, student or finetuned network"
+        )
+    about: dict[str, Any] = json.loads(artifact.file("model.json").read_text())
+    return about
 
 
 def size_of(section: Model, data: Data, shown: InputView) -> float:
