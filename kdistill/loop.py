@@ -271,23 +271,29 @@ def _terms(row: dict[str, Any]) -> str:
     return f" ({', '.join(f'{name} {row[name]:.3g}' for name in terms)})"
 
 
-@torch.inference_mode()
 def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
-    """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU.
+    """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU."""
+    logits, indices = predict_rows(network, split, batch_size, engine)
+    return logits, split.labels.cpu()[indices]
 
-    Each rank predicts its share of the batches, and all get all of it.
+
+@torch.inference_mode()
+def predict_rows(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
+    """Logits `[N, K]` (float32) of a whole split and the samples' positions, int64 `[N]`, in order, on the CPU.
+
+    Samples that cannot be decoded are left out. Each rank predicts its share of the batches, and all get all of it.
     """
     was_training = network.training
     network.eval()
-    logits, labels = [], []
+    logits, indices = [], []
     batch_size = min(batch_size, max(1, len(split) // ranks.size()))  # no rank is left without a batch
     mine = torch.cat(ranks.share(torch.arange(len(split)).split(batch_size)))
     for batch in split.batches(mine, batch_size):
         with engine.autocast():
             logits.append(network(batch.images).float().cpu())
-        labels.append(batch.labels.cpu())
+        indices.append(batch.indices.cpu())
     network.train(was_training)
-    return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(labels))
+    return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(indices))
 
 
 @dataclass

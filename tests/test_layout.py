@@ -14,11 +14,11 @@ PACKAGE = ROOT / "kdistill"
 LAYERS = [
     {"errors"},
     {"config", "plugins", "files", "console", "logs", "stopping", "ranks", "launch"},
-    {"engine", "averaging", "metrics", "optim", "records", "resources", "stored"},
+    {"engine", "averaging", "metrics", "optim", "predictions", "records", "resources", "stored"},
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing"},
     {"teachers", "state", "learners"},
-    {"artifacts", "partial", "identity", "loop", "trial"},
+    {"artifacts", "partial", "identity", "loop", "trial", "footprint"},
     {"stages", "housekeeping"},
     {"api", "task", "sweeps", "listing", "explaining", "planning", "helptext", "words"},
     {"cli", "completion"},

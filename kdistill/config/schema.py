@@ -278,6 +278,13 @@ class Device(Section):
     )
 
 
+class Eval(Section):
+    """What `eval`, and the end of `run`, measure besides scores."""
+
+    cost: bool = Field(description="measure FLOPs, memory, latency and throughput")
+    runs: int = Field(ge=1, description="single images that latency is measured on, within 10 seconds")
+
+
 class Config(Section):
     """The whole config: one tree for all stages, so that every command computes the same keys."""
 
@@ -297,6 +304,10 @@ class Config(Section):
     mixing: Mixing
     soft_targets: SoftTargets
     finetune: Finetune
+    eval: Eval
+    model: str | None = Field(
+        min_length=1, description="eval alone: weights of a `student`, or a network's folder; null: what is made"
+    )
     device: Device
 
     @model_validator(mode="after")

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from kdistill.artifacts import Artifact
 from kdistill.config.models import kind_of
 from kdistill.config.schema import Config
+from kdistill.errors import ConfigError
 from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
-from kdistill.stages import evaluate as evaluation
 from kdistill.stages.checks import check_method, check_shares
 from kdistill.stages.distill import distill
+from kdistill.stages.evaluate import Evaluation, evaluate
 from kdistill.stages.finetune import check_epochs, finetune
 from kdistill.stages.job import ROLES, Job, Role
 from kdistill.stages.objectives import rehearse
 from kdistill.stages.pipeline import run
 from kdistill.stages.signals import class_map_of
 from kdistill.stages.soft_targets import check_soft_targets, make_soft_targets, read_file
+from kdistill.stages.subjects import given_model
+from kdistill.stages.tables import tables
 from kdistill.stages.train_teacher import check_fit, is_trainable, train_teacher
 
 #: stage -> (its function, the stage that usually comes next)
@@ -47,7 +49,7 @@ def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
         if config.stage == "distill" and not config.finetune.epochs:
             following = "eval"
         return _made(job, [make(maker) for maker in makers(job, config.stage)], following)
-    return _judged(job, run(job) if config.stage == "run" else evaluation.evaluate(job))
+    return _judged(job, run(job) if config.stage == "run" else evaluate(job))
 
 
 def makers(job: Job, stage: str) -> list[Job]:
@@ -80,6 +82,7 @@ def _check_job(job: Job, tried: set[str]) -> None:
     stage = job.config.stage
     _ = job.views(seed=0)  # refused now if the images do not allow them
     check_shares(job)
+    check_model(job)
     if stage in ("distill", "run"):
         for step in job.chain:
             check_method(step)
@@ -94,7 +97,9 @@ def _check_job(job: Job, tried: set[str]) -> None:
             _try_given(teacher)
     if stage == "finetune":
         check_epochs(job.config.finetune)
-    if stage in ("finetune", "eval"):
+    if job.config.model is not None:
+        given_model(job)
+    elif stage in ("finetune", "eval"):
         job.require_student()
     roles = TRAINED.get(stage, ())
     if "teacher" in roles:
@@ -106,6 +111,15 @@ def _check_job(job: Job, tried: set[str]) -> None:
             _try_features(step, tried)
     if stage == "run":
         _ = job.data.test  # found missing or damaged now, not after the training
+
+
+def check_model(job: Job) -> None:
+    """Raise `ConfigError` for `model` with a stage that has no use for it."""
+    if job.config.model is not None and job.config.stage != "eval":
+        raise ConfigError(
+            f"model={job.config.model} is for `kdistill eval` alone; a student starts from student.weights=FILE, and"
+            " teacher=folder teacher.weights=FOLDER teaches"
+        )
 
 
 def _try_teacher(job: Job, tried: set[str]) -> None:
@@ -184,21 +198,25 @@ def _summary(job: Job, artifact: Artifact) -> Table:
     return Table(title=artifact.kind, columns=list(facts), rows=[list(facts.values())])
 
 
-def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
+def _judged(job: Job, evaluation: Evaluation) -> Result:
+    scores, headline = evaluation.scores, job.task.headline
     last = list(scores.values())[-1]
-    headline = job.task.headline
     row: dict[str, float | int | str] = {
         f"{name} {headline}": round(v[headline], 5) for name, v in scores.items()
     }
     row |= {metric: round(last[metric], 5) for metric in ("nll", "ece", "agreement") if metric in last}
-    trained = [values["seconds"] for name, values in scores.items() if not name.startswith("teacher")]
+    trained = [values.get("seconds", 0) for name, values in scores.items() if not name.startswith("teacher")]
     row |= {"parameters": last["parameters"], "seconds": round(sum(trained), 2)}
-    best = job.find_finetuned() if job.config.finetune.epochs else job.find_student()
+    lines = [f"evaluation: {evaluation.path}"]
+    best = None
+    if job.config.model is None:
+        lines = [f"student: {last['artifact']}", *lines, f"next: {_next_command(job)}"]
+        best = job.find_finetuned() if job.config.finetune.epochs else job.find_student()
     return Result(
         objective=best.manifest["validation"][headline] if best else None,
         row=row,
-        tables=[evaluation.table(job, scores)],
-        message=f"student: {last['artifact']}\nnext: {_next_command(job)}",
+        tables=tables(job, evaluation),
+        message="\n".join(lines),
         artifacts={name: values["artifact"] for name, values in scores.items()},
     )
 

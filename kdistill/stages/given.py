@@ -34,6 +34,7 @@ def _content(artifact: Artifact) -> str:
 
 _WEIGHTS = "a file of weights (safetensors, or a state dict), DEFAULT or null"
 _EXPECTED = {
+    "model": "a file of weights (safetensors, or a state dict), or the folder of a trained network",
     "folder": "the folder of a trained network, such as runs/artifacts/teacher/NAME",
     "outputs": "a file of the teacher's outputs (.csv, .npy, .npz or .safetensors)",
     "teacher": _WEIGHTS,
@@ -41,10 +42,10 @@ _EXPECTED = {
 }
 
 
-def existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]) -> Path:
-    """The path that `weights` names; raises `ModelError` with near matches where there is none."""
+def existing(name: str, what: Literal["folder", "outputs", "teacher", "student", "model"]) -> Path:
+    """The path that `weights`, or `model`, names; raises `ModelError` with near matches where there is none."""
     path = Path(name).expanduser()
-    kind = "folder" if what == "folder" else "file"
+    kind = "folder" if what == "folder" or (what == "model" and path.is_dir()) else "file"
     if (path / "manifest.json").is_file() if kind == "folder" else path.is_file():
         return path
     if kind == "folder" and path.is_dir():
@@ -54,5 +55,5 @@ def existing(name: str, what: Literal["folder", "outputs", "teacher", "student"]
     else:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         problem = f"there is no such {kind}.{did_you_mean(path.name, beside)}"
-    role = "student" if what == "student" else "teacher"
-    raise ModelError(f"{role}.weights={name}: {problem} Expected {_EXPECTED[what]}")
+    setting = {"model": "model", "student": "student.weights"}.get(what, "teacher.weights")
+    raise ModelError(f"{setting}={name}: {problem} Expected {_EXPECTED[what]}")

@@ -119,7 +119,7 @@ def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "kdistill"]
     usage = run([*command, "distill", *own, f"runs={runs}"])
     started = time.perf_counter()
-    run([*command, "eval", *own, f"runs={runs}", f"hydra.run.dir={runs}/eval"])
+    run([*command, "eval", *own, "eval.cost=false", f"runs={runs}", f"hydra.run.dir={runs}/eval"])
     row = json.loads((runs / "eval" / "result.json").read_text())["row"]
     (student,) = (runs / "artifacts" / "student").glob("cnn-*" if case["student"] == "tiny" else "resnet8-*")
     history = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
