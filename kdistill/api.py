@@ -66,8 +66,8 @@ def finetune(config: Config) -> Artifact:
 def evaluate(config: Config) -> dict[str, dict[str, Any]]:
     """Test metrics by name: `teacher`, `student` (distilled), `fine-tuned`, as far as they are there.
 
-    With `model=PATH` in the config, of `teacher` and `model`. `top1`, `ece` and `agreement` are shares in [0, 1], `nll` is
-    in nats, `bytes` is the file's size, `cost` has what `eval.cost` measures: seconds, bytes, operations.
+    With `model=PATH` in the config, of `teacher` and `model`. `top1`, `ece` and `agreement` are shares in [0, 1],
+    `nll` is in nats, `bytes` is the file's size; `cost` has what `eval.cost` measures: seconds, bytes, operations.
     """
     return _evaluate(_job(config)).scores
 

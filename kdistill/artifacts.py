@@ -1,9 +1,9 @@
 """The artifact store: finished results by content key, made once, never half-written, never altered.
 
 On disk, `<root>/<kind>/<label>-<key>/` holds a finished artifact: its files and `manifest.json`, which
-has a checksum for each; beside it may lie files about it, `<label>-<key>.NAME`.
-`<label>-<key>.partial/` is one in the making, with the checkpoint that the next start resumes from. Making goes on under a lock, so that of two processes that want the same
-artifact one makes it and the other waits and uses it.
+has a checksum for each; beside it may lie files about it, `<label>-<key>.NAME`. `<label>-<key>.partial/`
+is one in the making, with the checkpoint that the next start resumes from. Making goes on under a lock, so
+that of two processes that want the same artifact one makes it and the other waits and uses it.
 
 An artifact pins the digests of what it was made from (its parents). When a parent was made anew with
 other content, the child is stale: it is named and made again, never used in silence.

@@ -28,7 +28,10 @@ WARM_UP, SECONDS, LEAST = 10, 10.0, 5
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model takes, and where that was measured. `flops` and `memory` are None where torch does not do the work."""
+    """What a model takes, and where that was measured.
+
+    `flops` and `memory` are None of a model that does not work with torch.
+    """
 
     flops: int | None
     """Floating-point operations for one image; a multiply-add is two."""
@@ -135,7 +138,9 @@ class _LiveTensors(TorchDispatchMode):
 
     def _new(self, *values: Any) -> list[torch.UntypedStorage]:
         """Storages of these tensors that were not seen before; views share one."""
-        found = {id(s): s for t in tree_leaves(values) if isinstance(t, Tensor) for s in [t.untyped_storage()]}
+        found = {
+            id(s): s for t in tree_leaves(values) if isinstance(t, Tensor) for s in [t.untyped_storage()]
+        }
         fresh = [storage for storage in found.values() if storage not in self._known]
         for storage in fresh:
             self._known.add(storage)

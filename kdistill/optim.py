@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kdistill.config.schema import SGD, Constant, Cosine, MultiStep, Optim, Schedule
+from kdistill.config.optim import SGD, Constant, Cosine, MultiStep, Optim, Schedule
 
 
 def build_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:

@@ -187,7 +187,10 @@ def test_a_missing_temperature_is_said(tiny: Tiny) -> None:
     ("words", "keys"),
     [
         (("dataset=synthetic_multilabel", "dataset.samples=160"), {"map", "brier", "ece", "kl", "confusion"}),
-        (("dataset=diabetes", "teacher=mlp", "student=mlp"), {"r2", "rmse", "mae", "distance"}),
+        (
+            ("dataset=diabetes", "teacher=mlp", "student=mlp", "soft_targets.dtype=float32"),
+            {"r2", "rmse", "mae", "distance"},
+        ),
     ],
 )
 def test_the_other_tasks(tmp_path: Path, words: tuple[str, ...], keys: set[str]) -> None:
@@ -230,7 +233,7 @@ def test_a_folder_of_another_run(seven: Tiny, tmp_path: Path) -> None:
     config = seven("finetune.epochs=0")
     scores = run(config)["student"]
     folder = distill(config).folder
-    other = seven(f"model={folder}", f"runs={tmp_path / 'other'}", "student=mlp")
+    other = seven(f"model={folder}", f"runs={tmp_path / 'other'}", "student.seed=5")
     result = run_stage(at_stage(other, "eval"))
     found = evaluate(other)
 
@@ -262,7 +265,7 @@ def test_models_that_cannot_be_judged(seven: Tiny, tmp_path: Path, tiny: Tiny) -
         f"model={tmp_path / 'empty'}: there is no manifest.json in it. {expected}"
     )
     other = refused(seven(f"model={folder / 'model.safetensors'}"))
-    assert f"weights {folder / 'model.safetensors'} do not fit: 0 of" in other
+    assert f"weights {folder / 'model.safetensors'} do not fit:" in other
     assert other.endswith(
         f"model={folder / 'model.safetensors'} is taken for a cnn: student=NAME and student.params choose another"
     )

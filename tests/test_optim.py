@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdistill.config.schema import SGD, AdamW, Constant, Cosine, MultiStep
+from kdistill.config.optim import SGD, AdamW, Constant, Cosine, MultiStep
 from kdistill.optim import build_optimizer, learning_rate, schedule_factor
 
 COMMON = {"weight_decay": 0.1, "clip_norm": None, "accumulate": 1, "ema": None, "early_stopping": None}

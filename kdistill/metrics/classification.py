@@ -55,9 +55,7 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
     """Counts, int64 `[K, K]`: row the label, column the class that was named."""
     classes = logits.shape[1]
     return (
-        (labels * classes + logits.argmax(dim=1))
-        .bincount(minlength=classes * classes)
-        .view(classes, classes)
+        (labels * classes + logits.argmax(dim=1)).bincount(minlength=classes * classes).view(classes, classes)
     )
 
 

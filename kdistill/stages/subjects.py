@@ -157,7 +157,8 @@ def _weights(job: Job, path: Path) -> Subject:
             network = own.build("student").eval()
     except ModelError as ex:
         raise ModelError(
-            f"{ex}\nmodel={job.config.model} is taken for a {section.name}: student=NAME and student.params choose another"
+            f"{ex}\nmodel={job.config.model} is taken for a {section.name}:"
+            " student=NAME and student.params choose another"
         ) from ex
     parts = section.model_dump(mode="json", include={"name", "params", "mean", "std", "input"})
     return Subject(

@@ -72,7 +72,7 @@ def _costs(evaluation: Evaluation) -> Table:
     scores = evaluation.scores
     measured = [values["cost"] for values in scores.values() if "cost" in values]
     shown = [c for c in _COSTS if measured or not c[2]]
-    rows = [
+    rows: list[list[object]] = [
         [evaluation.titles[name], *(_cell(values, key, text) for _, key, _, text in shown)]
         for name, values in scores.items()
     ]
