@@ -30,7 +30,13 @@ def at_stage(config: Config, stage: str) -> Config:
 @pytest.fixture
 def seven(tiny: Tiny) -> Tiny:
     """Of seven classes, hard to tell apart, so that nothing is all right."""
-    words = ("dataset.classes=7", "dataset.noise=0.9", "student.epochs=2")
+    words = (
+        "dataset.classes=7",
+        "dataset.noise=0.9",
+        "dataset.samples=160",
+        "teacher.epochs=2",
+        "student.epochs=2",
+    )
     return lambda *overrides: tiny(*words, *overrides)
 
 

@@ -50,7 +50,7 @@ def best_temperature(slope: Callable[[float], float]) -> float | None:
     found by halving the range of log T. None where it has no zero within T_MIN and T_MAX: where all is right, NLL
     falls as T does; where nothing is better than chance, it falls as T grows.
     """
-    if slope(1 / T_MIN) <= 0 or slope(1 / T_MAX) >= 0:
+    if not slope(1 / T_MAX) < 0 < slope(1 / T_MIN):  # also where logits are nan
         return None
     low, high = math.log(T_MIN), math.log(T_MAX)
     for _ in range(HALVINGS):
