@@ -18,9 +18,12 @@ def predict(subject: Subject) -> Artifact:
     """The model's predictions on the test split, made if they are not there yet.
 
     Its manifest has `temperature`, fitted to the validation split: what logits are divided by to be calibrated.
-    None where there is no best one, or the task has none.
+    None where there is no best one, or the task has none. Raises `DamagedArtifact` for a damaged model, asked or not.
     """
     job = subject.job
+    for artifact in subject.artifacts.values():
+        for name in artifact.manifest["files"]:
+            artifact.file(name)
     parts = job.identity.predictions(subject.made_from, subject.role, job.data.test_fingerprint)
     return job.store.obtain(
         "predictions",

@@ -49,7 +49,7 @@ _GROUPS = (("map", "ece", "ece_scaled"), ("agreement", "kl", "distance"))
 
 
 def _unscaled(title: str) -> str:
-    return f"no T for {title}: on the validation split NLL has no least value, as where all of it is right"
+    return f"no T for {title}: none is best on validation, as where all or nothing is right"
 
 
 def _weakest(job: Job, evaluation: Evaluation) -> str:
@@ -90,7 +90,7 @@ def _costs(evaluation: Evaluation) -> Table:
 _COSTS: tuple[tuple[str, str, bool, Callable[[Any], str]], ...] = (
     ("parameters", "parameters", False, "{:,}".format),
     ("file kB", "bytes", False, lambda value: f"{value / 1e3:,.1f}"),
-    ("MFLOPs", "flops", True, lambda value: f"{value / 1e6:,.2f}"),
+    ("MFLOPs", "flops", True, lambda value: f"{value / 1e6:,.{2 if value >= 1e6 else 4}f}"),
     ("p50 ms", "latency_p50", True, lambda value: f"{1e3 * value:,.2f}"),
     ("p95 ms", "latency_p95", True, lambda value: f"{1e3 * value:,.2f}"),
     ("images/s", "throughput", True, "{:,.1f}".format),
