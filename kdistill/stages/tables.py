@@ -18,6 +18,8 @@ NOTES = {
     "kl": "KL: from the teacher, in nats",
     "distance": "to teacher: root mean squared difference",
 }
+#: notes that share a line
+LINES = (("map", "ece", "ece_scaled"), ("agreement", "kl", "distance"))
 #: classes that are named as the weakest
 WEAKEST = 3
 
@@ -35,17 +37,13 @@ def _scores(job: Job, evaluation: Evaluation) -> Table:
         for name, values in scores.items()
     ]
     keys = [c.key for c in columns]
-    notes = ["; ".join(NOTES[key] for key in group if key in keys) for group in _GROUPS]
+    notes = ["; ".join(NOTES[key] for key in line if key in keys) for line in LINES]
     if job.task.temperature is not None:
         notes += [_unscaled(titles[name]) for name, values in scores.items() if "temperature" not in values]
     notes.append(_weakest(job, evaluation))
     most = max(values["images"] for values in scores.values())
     title = f"{job.config.dataset.name}: {most:,} test images"
     return Table(title, ["", *(c.heading for c in columns)], rows, "\n".join(filter(None, notes)))
-
-
-#: notes that share a line
-_GROUPS = (("map", "ece", "ece_scaled"), ("agreement", "kl", "distance"))
 
 
 def _unscaled(title: str) -> str:
