@@ -121,7 +121,9 @@ def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
     started = time.perf_counter()
     run([*command, "eval", *own, "eval.cost=false", f"runs={runs}", f"hydra.run.dir={runs}/eval"])
     row = json.loads((runs / "eval" / "result.json").read_text())["row"]
-    (student,) = (runs / "artifacts" / "student").glob("cnn-*" if case["student"] == "tiny" else "resnet8-*")
+    (student,) = (runs / "artifacts" / "student").glob(
+        "cnn-*/" if case["student"] == "tiny" else "resnet8-*/"
+    )
     history = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     images = int(case["samples"]) * int(case["epochs"])
     return {
