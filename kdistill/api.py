@@ -68,9 +68,10 @@ def finetune(config: Config) -> Artifact:
 def evaluate(config: Config) -> dict[str, dict[str, Any]]:
     """Test metrics by name: `teacher`, `student` (distilled), `fine-tuned`, as far as they are there.
 
-    `top1`, `ece` and `agreement` are shares in [0, 1], `nll` is in nats, `bytes` is the file's size.
+    With `model=PATH` in the config, of `teacher` and `model`. `top1`, `ece` and `agreement` are shares in [0, 1],
+    `nll` is in nats, `bytes` is the file's size; `cost` has what `eval.cost` measures: seconds, bytes, operations.
     """
-    return _evaluate(_job(config))
+    return _evaluate(_job(config)).scores
 
 
 def export(config: Config) -> Artifact:
@@ -87,7 +88,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     What cannot work together is refused before any training.
     """
     check_before([config])
-    return _run(_job(config))
+    return _run(_job(config)).scores
 
 
 def _job(config: Config) -> Job:

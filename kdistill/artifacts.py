@@ -1,9 +1,9 @@
 """The artifact store: finished results by content key, made once, never half-written, never altered.
 
 On disk, `<root>/<kind>/<label>-<key>/` holds a finished artifact: its files and `manifest.json`, which
-has a checksum for each. `<label>-<key>.partial/` is one in the making, with the checkpoint that the
-next start resumes from. Making goes on under a lock, so that of two processes that want the same
-artifact one makes it and the other waits and uses it.
+has a checksum for each; beside it may lie files about it, `<label>-<key>.NAME`. `<label>-<key>.partial/`
+is one in the making, with the checkpoint that the next start resumes from. Making goes on under a lock, so
+that of two processes that want the same artifact one makes it and the other waits and uses it.
 
 An artifact pins the digests of what it was made from (its parents). When a parent was made anew with
 other content, the child is stale: it is named and made again, never used in silence.
@@ -32,7 +32,7 @@ from kdistill.partial import Work, assist, build, discard, finished, versions
 
 log = logging.getLogger("kdistill")
 
-KINDS = ("teacher", "soft-targets", "student", "finetuned", "export")
+KINDS = ("teacher", "soft-targets", "student", "finetuned", "predictions", "export")
 #: what every manifest says
 _ESSENTIAL = {"kind", "key", "digest", "parents", "files", "created"}
 #: (root, kind, key) of what this process has made by force: the jobs of a sweep share it, each once
@@ -102,6 +102,10 @@ class Artifact:
         """Size of the file that `digest` is the checksum of."""
         entries = self.manifest["files"].values()
         return next((entry["bytes"] for entry in entries if entry["sha256"] == self.digest), 0)
+
+    def beside(self, name: str) -> Path:
+        """Where a file about the artifact lies that is no part of it; it goes when the artifact does."""
+        return self.folder.with_name(f"{self.folder.name}.{name}")
 
     def file(self, name: str) -> Path:
         """Path of one of the files, after its size and checksum were verified; raises `DamagedArtifact`."""
@@ -194,6 +198,7 @@ class ArtifactStore:
                 with storage_errors(self.root):
                     what = {"kind": kind, "key": key, "made_from": parts}
                     build(artifact.folder, what, make, {"parents": _pins(parents), "versions": versions()})
+                    _clear_beside(artifact.folder)
             else:
                 ranks.decided(False)  # nobody makes it
         ranks.barrier()
@@ -240,6 +245,7 @@ class ArtifactStore:
         with self._free(folder) as free:
             if free and folder.exists():
                 discard(folder)
+                _clear_beside(folder)
         return free
 
     def _folders(self, kind: str, key: str) -> Iterator[Artifact]:
@@ -279,6 +285,13 @@ class ArtifactStore:
 
 def _key_in(folder: Path) -> str:
     return folder.name.removesuffix(".replaced").removesuffix(".partial").rpartition("-")[2]
+
+
+def _clear_beside(folder: Path) -> None:
+    """Remove the files that `Artifact.beside` names."""
+    for path in folder.parent.glob(f"{folder.name}.*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def kind_of(role: str, pin: Mapping[str, str]) -> str:

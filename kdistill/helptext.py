@@ -63,14 +63,14 @@ STAGES = {
         ),
     ),
     "eval": Stage(
-        "measure teacher and student on the test split",
-        "the data set and whatever is trained",
-        "computes accuracy, likelihood, calibration, agreement with the teacher, and size",
-        "nothing but its own run folder",
+        "measure teacher and student, or any model, on the test split",
+        "the data set and whatever is trained; or model=PATH, weights of a `student` or a network's folder",
+        "computes accuracy, likelihood, calibration, agreement with the teacher; operations, memory, time",
+        "predictions, and a JSON and a CSV file beside the last artifact",
         (
             "kdistill eval",
-            "kdistill eval student=mlp loss.T=4",
-            "kdistill eval -m loss.T=1,2,4,8",
+            "kdistill eval -m loss.T=1,2,4,8 eval.cost=false",
+            "kdistill eval model=weights.pt student=resnet8 dataset=cifar10",
         ),
     ),
     "export": Stage(

@@ -112,6 +112,21 @@ class Identity:
     def finetuned(self) -> dict[str, Any]:
         return {"student": key_of(self.student), "training": _plain(self.config.finetune)}
 
+    def predictions(self, made_from: dict[str, Any], role: str, test: str) -> dict[str, Any]:
+        """What a model says of the test split of fingerprint `test`: of the `role` whose precision it has."""
+        parts = {
+            "model": key_of(made_from),
+            "data": self._data,
+            "test": test,
+            "precision": self.precisions[role],
+            **self._processes,
+        }
+        if role == "teacher":  # as it is asked
+            parts["batch_size"] = self.config.soft_targets.batch_size
+            if self.config.teacher.class_map is not None:
+                parts["class_map"] = self.config.teacher.class_map
+        return parts
+
     @property
     def views(self) -> int:
         """Distinct augmented views of each sample that the student sees: one per epoch unless set."""

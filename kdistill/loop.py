@@ -232,11 +232,17 @@ def _terms(row: dict[str, Any]) -> str:
     return f" ({', '.join(f'{name} {row[name]:.3g}' for name in terms)})"
 
 
-@torch.no_grad()  # what is gathered of sharded networks in inference mode would not do for training
 def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
-    """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU.
+    """Logits `[N, K]` (float32) and labels `[N]` of a whole split, in its order, on the CPU."""
+    logits, indices = predict_rows(network, split, batch_size, engine)
+    return logits, split.labels.cpu()[indices]
 
-    Each rank predicts its share of the batches, and all get all of it.
+
+@torch.no_grad()  # what is gathered of sharded networks in inference mode would not do for training
+def predict_rows(network: nn.Module, split: Split, batch_size: int, engine: Engine) -> tuple[Tensor, Tensor]:
+    """Logits `[N, K]` (float32) of a whole split and the samples' positions, int64 `[N]`, in order, on the CPU.
+
+    Samples that cannot be decoded are left out. Each rank predicts its share of the batches, and all get all of it.
     """
     was_training = network.training
     network.eval()
@@ -249,13 +255,13 @@ def predict(network: nn.Module, split: Split, batch_size: int, engine: Engine) -
         for asked, batch in enumerate(split.batches(mine, batch_size), 1):  # noqa: B007
             with engine.autocast():
                 logits = network(batch.images).float()
-            yield logits, batch.labels
+            yield logits, batch.indices
         for _ in range(count - asked):
             network(batch.images[:1])  # the others have a batch more, and run a network that is shared out
 
-    logits, labels = zip(*engine.fetched(answers()), strict=True)
+    logits, indices = zip(*engine.fetched(answers()), strict=True)
     network.train(was_training)
-    return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(labels))
+    return ranks.gather(torch.cat(logits)), ranks.gather(torch.cat(indices))
 
 
 @dataclass

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdistill import metrics
 from kdistill.errors import ConfigError, did_you_mean
+from kdistill.metrics import calibration, classification, multilabel, regression
 
 
 class Column(NamedTuple):
@@ -46,12 +46,25 @@ class Summarise(Protocol):
     ) -> dict[str, float]: ...
 
 
+class Judge(Protocol):
+    """(logits `[N, K]`, labels, all of them known, teacher's logits, temperature) -> all scores by name.
+
+    They are those of `Summarise` and more; with a temperature also `nll_scaled` and `ece_scaled`.
+    """
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, T: float | None = None
+    ) -> dict[str, float]: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What the labels are, and what follows from it.
 
     `headline` is the score that a result is known by; `columns` are what tables show. `nll` is a loss-like
-    score that every task has.
+    score that every task has. `summarise` gives the few scores that training looks at, `judge` all of them.
+    `by_class`: (logits, labels) -> a score of each class, `[K]`, nan where it has no sample. `confusion`: counts.
+    `temperature`: (logits, labels) -> the T that makes the labels likeliest; None where there is none.
     """
 
     name: str
@@ -59,6 +72,10 @@ class Task:
     columns: tuple[Column, ...]
     hard_loss: HardLoss
     summarise: Summarise
+    judge: Judge
+    by_class: Callable[[Tensor, Tensor], Tensor]
+    confusion: Callable[[Tensor, Tensor], Tensor] | None = None
+    temperature: Callable[[Tensor, Tensor], float | None] | None = None
 
     def rank(self, scores: Mapping[str, float]) -> tuple[float, ...]:
         """What orders results, larger is better: the headline, and where it is equal the smaller `nll`."""
@@ -133,19 +150,34 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"  # what diverged is no column of digits
 
 
-_AGREEMENT = Column("agreement", "agree %", _percent)
+def _digits(value: float) -> str:
+    return f"{value:.4g}"
+
+
+_CALIBRATION = (
+    Column("brier", "Brier", _number),
+    Column("ece", "ECE %", _percent),
+    Column("ece_scaled", "at T %", _percent),
+    Column("temperature", "T", lambda value: f"{value:.2f}"),
+)
+_TEACHER = (Column("agreement", "agree %", _percent), Column("kl", "KL", _number))
 
 CLASSIFICATION = Task(
     name="classification",
     headline="top1",
     columns=(
         Column("top1", "top-1 %", _percent),
+        Column("top5", "top-5 %", _percent),
         Column("nll", "NLL", _number),
-        Column("ece", "ECE %", _percent),
-        _AGREEMENT,
+        *_CALIBRATION,
+        *_TEACHER,
     ),
     hard_loss=cross_entropy,
-    summarise=metrics.summarise,
+    summarise=classification.summarise,
+    judge=classification.judge,
+    by_class=classification.by_class,
+    confusion=classification.confusion_matrix,
+    temperature=calibration.class_temperature,
 )
 MULTILABEL = Task(
     name="multilabel",
@@ -155,22 +187,30 @@ MULTILABEL = Task(
         Column("f1", "F1 %", _percent),
         Column("exact", "exact %", _percent),
         Column("nll", "BCE", _number),
-        _AGREEMENT,
+        *_CALIBRATION,
+        *_TEACHER,
     ),
     hard_loss=binary_cross_entropy,
-    summarise=metrics.summarise_multilabel,
+    summarise=multilabel.summarise,
+    judge=multilabel.judge,
+    by_class=multilabel.by_class,
+    confusion=multilabel.confusion_matrices,
+    temperature=calibration.binary_temperature,
 )
 REGRESSION = Task(
     name="regression",
     headline="r2",
     columns=(
         Column("r2", "R2", _number),
-        Column("rmse", "RMSE", lambda value: f"{value:.4g}"),
-        Column("mae", "MAE", lambda value: f"{value:.4g}"),
+        Column("rmse", "RMSE", _digits),
+        Column("mae", "MAE", _digits),
         Column("nll", "MSE", _number),
+        Column("distance", "to teacher", _digits),
     ),
     hard_loss=squared_error,
-    summarise=metrics.summarise_regression,
+    summarise=regression.summarise,
+    judge=regression.judge,
+    by_class=regression.by_value,
 )
 TASKS = {task.name: task for task in (CLASSIFICATION, MULTILABEL, REGRESSION)}
 
@@ -183,5 +223,9 @@ def task_of(name: str, target_std: Sequence[float] | None = None) -> Task:
     if name not in TASKS:
         raise ConfigError(f"no task {name!r}.{did_you_mean(name, TASKS)} There are {', '.join(TASKS)}")
     if name == REGRESSION.name and target_std is not None:
-        return replace(REGRESSION, summarise=partial(metrics.summarise_regression, target_std=target_std))
+        return replace(
+            REGRESSION,
+            summarise=partial(regression.summarise, target_std=target_std),
+            judge=partial(regression.judge, target_std=target_std),
+        )
     return TASKS[name]

@@ -34,6 +34,7 @@ TINY = (
     "finetune.epochs=1",
     "finetune.batch_size=32",
     "soft_targets.batch_size=32",
+    "eval.cost=false",
     "device=cpu",
 )
 

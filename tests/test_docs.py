@@ -21,7 +21,8 @@ spec.loader.exec_module(readme)
 
 
 def shape(text: str) -> list[str]:
-    """Lines without scores, seconds and keys, which differ from machine to machine; whole numbers stay."""
+    """Lines without scores, costs and keys, which differ from machine to machine; whole numbers stay."""
+    text = re.sub(r"^(on|weakest of) .*", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"[0-9a-f]{12}\b|sweep_[\d_-]+", "KEY", text)
     text = re.sub(r"\d[\d,]*\.\d+", "#", text)
     text = re.sub(r"# \+- #", "#", text)  # no spread is shown where there is none

@@ -343,7 +343,7 @@ def test_damaged_weights(pipeline: Path, kdistill: Command) -> None:
     )
     assert log.startswith("log: ")
     said = kdistill(f"artifacts rm {key} --yes")
-    assert (said.code, said.out.splitlines()[-1]) == (0, "removed 4 folders")
+    assert (said.code, said.out.splitlines()[-1]) == (0, "removed 7 folders")
     assert kdistill("run").code == 0
 
 
@@ -368,7 +368,7 @@ def test_a_damaged_manifest(content: str, pipeline: Path, kdistill: Command) -> 
 def test_artifacts_in_a_pipe_are_whole_lines(pipeline: Path, kdistill: Command) -> None:
     """Keys are for copying: nothing is cut off, coloured or drawn."""
     said = kdistill("artifacts")
-    assert len(said.out.splitlines()) == 6
+    assert len(said.out.splitlines()) == 9
     assert said.out.isascii()
     assert one(pipeline, "soft-targets/*").name in said.out
 

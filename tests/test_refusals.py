@@ -514,4 +514,4 @@ def test_a_class_map_belongs_to_the_first_teacher(small_teacher: str, command: C
     words = "teacher.class_map={0:3,1:2} generations=2 student.epochs=1 finetune.epochs=0"
     code, err = command(f"run {teacher} {words}")
     assert code == 0, err
-    assert len(list(Path("runs/artifacts/student").glob("cnn-*"))) == 2
+    assert len(list(Path("runs/artifacts/student").glob("cnn-*/"))) == 2

@@ -16,8 +16,8 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from kdistill import metrics
 from kdistill.errors import ConfigError
+from kdistill.metrics import classification, multilabel, regression
 from kdistill.tasks import CLASSIFICATION, MULTILABEL, REGRESSION, TASKS, Task, task_of
 
 NAN = float("nan")
@@ -93,7 +93,7 @@ def test_classification_scores_are_the_metrics() -> None:
     logits, labels = random(40, 5), torch.arange(40) % 5
     scores = CLASSIFICATION.summarise(logits, labels, logits)
 
-    assert scores == metrics.summarise(logits, labels, logits)
+    assert scores == classification.summarise(logits, labels, logits)
     assert list(scores) == ["top1", "nll", "ece", "agreement"]
     assert scores["top1"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
 
@@ -147,8 +147,8 @@ def test_average_precision_by_hand() -> None:
     """Relevant at ranks 1 and 3 of 3: (1/1 + 2/3) / 2. All tied: the share of the relevant."""
     relevant = torch.tensor([True, False, True])
 
-    assert metrics.average_precision(torch.tensor([3.0, 2, 1]), relevant) == pytest.approx((1 + 2 / 3) / 2)
-    assert metrics.average_precision(torch.zeros(3), relevant) == pytest.approx(2 / 3)
+    assert multilabel.average_precision(torch.tensor([3.0, 2, 1]), relevant) == pytest.approx((1 + 2 / 3) / 2)
+    assert multilabel.average_precision(torch.zeros(3), relevant) == pytest.approx(2 / 3)
 
 
 def test_multilabel_scores_without_any_label() -> None:
@@ -198,8 +198,8 @@ def test_r2_of_a_value_that_never_varies() -> None:
     """1 where it is met exactly, else 0, as in scikit-learn."""
     constant = torch.ones(4, 1)
 
-    assert metrics.r2(constant, constant) == r2_score(constant, constant) == 1
-    assert metrics.r2(constant + 1, constant) == r2_score(constant, constant + 1) == 0
+    assert regression.r2(constant, constant) == r2_score(constant, constant) == 1
+    assert regression.r2(constant + 1, constant) == r2_score(constant, constant + 1) == 0
 
 
 # --- all ---
@@ -264,12 +264,14 @@ def test_a_line_for_the_log_has_names_and_units() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_columns_are_scores(name: str) -> None:
-    """A table can show every score of a summary, the headline first."""
+    """A table can show every score of an evaluation, and T, the headline first; a summary has some of them."""
     task = TASKS[name]
-    labels = LABELS[name] if name != "regression" else random(3, 3)
-    scores = task.summarise(random(3, 3), labels, random(3, 3))
+    labels = {"classification": torch.arange(7), "multilabel": torch.eye(7), "regression": random(7, 7)}[name]
+    logits, teacher, T = random(7, 7), random(7, 7, seed=1), 2.0 if task.temperature else None
+    scores = task.judge(logits, labels, teacher, T) | ({"temperature": T} if T else {})
 
-    assert [column.key for column in task.columns] == list(scores)
+    assert {column.key for column in task.columns} == set(scores) - {"nll_scaled"}  # which files have
+    assert task.summarise(logits, labels, teacher).items() <= scores.items()
     assert task.columns[0].key == task.headline
     assert all(isinstance(column.text(scores[column.key]), str) for column in task.columns)
     assert CLASSIFICATION.columns[0][1:2] == ("top-1 %",)

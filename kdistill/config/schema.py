@@ -227,6 +227,13 @@ class Predict(Section):
     format: Literal["table", "json", "csv"] = Field(description="how predictions are written")
 
 
+class Eval(Section):
+    """What `eval`, and the end of `run`, measure besides scores."""
+
+    cost: bool = Field(description="measure FLOPs, memory, latency and throughput")
+    runs: int = Field(ge=1, description="single images that latency is measured on, within 10 seconds")
+
+
 class Config(Section):
     """The whole config: one tree for all stages, so that every command computes the same keys."""
 
@@ -235,8 +242,8 @@ class Config(Section):
     force: bool = Field(description="make the stage's artifact again even when it is there")
     model: str | None = Field(
         min_length=1,
-        description="folder of the trained network to export or predict with (predict: or an exported file);"
-        " null: the student of these settings",
+        description="eval, export, predict: a trained network's folder; eval: or a file of weights of a `student`;"
+        " predict: or an exported file; null: the student of these settings",
     )
     dataset: Dataset
     teacher: Teacher
@@ -253,6 +260,7 @@ class Config(Section):
     finetune: Finetune
     export: Export
     predict: Predict
+    eval: Eval
     device: Device
 
     @model_validator(mode="after")

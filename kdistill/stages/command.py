@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from kdistill.artifacts import Artifact
 from kdistill.config.models import kind_of
@@ -14,9 +13,9 @@ from kdistill.exports import FORMATS
 from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
-from kdistill.stages import evaluate as evaluation
 from kdistill.stages.checks import check_method, check_shares
 from kdistill.stages.distill import distill
+from kdistill.stages.evaluate import Evaluation, evaluate
 from kdistill.stages.export import check_export, export
 from kdistill.stages.export import table as export_table
 from kdistill.stages.finetune import check_epochs, finetune
@@ -25,6 +24,8 @@ from kdistill.stages.objectives import rehearse
 from kdistill.stages.pipeline import run
 from kdistill.stages.signals import class_map_of
 from kdistill.stages.soft_targets import check_soft_targets, make_soft_targets, read_file
+from kdistill.stages.subjects import given_model
+from kdistill.stages.tables import tables
 from kdistill.stages.train_teacher import check_fit, is_trainable, train_teacher
 
 #: stage -> (its function, the stage that usually comes next)
@@ -54,7 +55,7 @@ def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
         return _made(job, [make(maker) for maker in makers(job, config.stage)], following)
     if config.stage == "export":
         return _exported(job, export(job))
-    return _judged(job, run(job) if config.stage == "run" else evaluation.evaluate(job))
+    return _judged(job, run(job) if config.stage == "run" else evaluate(job))
 
 
 def makers(job: Job, stage: str) -> list[Job]:
@@ -102,7 +103,9 @@ def _check_job(job: Job, tried: set[str]) -> None:
             _try_given(teacher)
     if stage == "finetune":
         check_epochs(job.config.finetune)
-    if stage in ("finetune", "eval"):
+    if stage == "eval" and job.config.model is not None:
+        given_model(job)
+    elif stage in ("finetune", "eval"):
         job.require_student()
     if stage == "export":
         check_export(job)
@@ -120,9 +123,9 @@ def _check_job(job: Job, tried: set[str]) -> None:
 
 def check_model(job: Job) -> None:
     """Raise `ConfigError` for `model` with a stage that has no use for it."""
-    if job.config.model is not None and job.config.stage != "export":
+    if job.config.model is not None and job.config.stage not in ("eval", "export"):
         raise ConfigError(
-            f"model={job.config.model} is for `kdistill export` and `kdistill predict`; a student starts from"
+            f"model={job.config.model} is for `kdistill eval`, `export` and `predict`; a student starts from"
             " student.weights=FILE, and teacher=folder teacher.weights=FOLDER teaches"
         )
 
@@ -217,21 +220,25 @@ def _exported(job: Job, artifact: Artifact) -> Result:
     )
 
 
-def _judged(job: Job, scores: dict[str, dict[str, Any]]) -> Result:
+def _judged(job: Job, evaluation: Evaluation) -> Result:
+    scores, headline = evaluation.scores, job.task.headline
     last = list(scores.values())[-1]
-    headline = job.task.headline
     row: dict[str, float | int | str] = {
         f"{name} {headline}": round(v[headline], 5) for name, v in scores.items()
     }
     row |= {metric: round(last[metric], 5) for metric in ("nll", "ece", "agreement") if metric in last}
-    trained = [values["seconds"] for name, values in scores.items() if not name.startswith("teacher")]
+    trained = [values.get("seconds", 0) for name, values in scores.items() if not name.startswith("teacher")]
     row |= {"parameters": last["parameters"], "seconds": round(sum(trained), 2)}
-    best = job.find_finetuned() if job.config.finetune.epochs else job.find_student()
+    lines = [f"evaluation: {evaluation.path}"]
+    best = None
+    if job.config.model is None:
+        lines = [f"student: {last['artifact']}", *lines, f"next: {_next_command(job)}"]
+        best = job.find_finetuned() if job.config.finetune.epochs else job.find_student()
     return Result(
         objective=best.manifest["validation"][headline] if best else None,
         row=row,
-        tables=[evaluation.table(job, scores)],
-        message=f"student: {last['artifact']}\nnext: {_next_command(job)}",
+        tables=tables(job, evaluation),
+        message="\n".join(lines),
         artifacts={name: values["artifact"] for name, values in scores.items()},
     )
 

@@ -2,113 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from kdistill import ranks
 from kdistill.artifacts import Artifact
-from kdistill.config.losses import MutualLoss
-from kdistill.data import Split
-from kdistill.loop import predict
+from kdistill.files import storage_errors, write_bytes
+from kdistill.footprint import BATCH_SIZE, measure
+from kdistill.predictions import FILE, Predictions, read_predictions
 from kdistill.records import Table
 from kdistill.stages.job import Job
-from kdistill.stages.signals import teacher_logits
+from kdistill.stages.predict import predict
+from kdistill.stages.subjects import Subject, subjects
 
-BATCH_SIZE = 256
+#: (predictions, their digest, device, precision, runs) -> what was measured: the jobs of a sweep share a teacher
+_measured: dict[tuple[object, ...], dict[str, Any]] = {}
 
 
-def evaluate(job: Job) -> dict[str, dict[str, Any]]:
-    """Test metrics of the teachers, the distilled and the fine-tuned student, as far as they are there.
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of each model, by its name; `titles` are for a reader, `path` is the JSON file."""
 
-    Each is compared with what taught it. Raises `MissingArtifact` when the student is not distilled.
+    scores: dict[str, dict[str, Any]]
+    titles: dict[str, str]
+    path: Path
+
+
+def evaluate(job: Job) -> Evaluation:
+    """Test metrics of the teachers, the distilled and the fine-tuned student, as far as they are there; or of `model`.
+
+    Each is compared with what taught it. With `eval.cost` the models are timed, too. All of it is written to a JSON
+    and a CSV file beside the last model's artifact; of `model`, beside its predictions. Raises `MissingArtifact` when
+    the student is not distilled, and for `model` what `given_model` does.
     """
-    student = job.require_student()
-    split = job.data.test.to(job.engine.device)
-    scores, theirs = _teachers(job.chain[0], split)
-    for number, step in enumerate(job.chain[:-1], 1):
-        artifact = step.require_student()
-        logits = _logits(step, artifact, split)
-        scores[f"step {number}"] = _judged(job, logits, split, theirs, [artifact])
-        theirs = logits
-    found = {"student": student}
-    if job.config.finetune.epochs and (finetuned := job.find_finetuned()) is not None:
-        found["fine-tuned"] = finetuned
-    for name, artifact in found.items():
-        scores[name] = _judged(job, _logits(job, artifact, split), split, theirs, [artifact])
-    return scores
-
-
-def _teachers(job: Job, split: Split) -> tuple[dict[str, dict[str, Any]], Tensor | None]:
-    """Scores of the teacher, of an ensemble's members before it, and the teacher's logits where there are some."""
+    found = subjects(job)
+    kept = {subject.name: predict(subject) for subject in found}
+    answers = {name: read_predictions(artifact.file(FILE)) for name, artifact in kept.items()}
+    theirs = answers.get("teacher")
     scores = {}
-    found = {name: artifact for name, m in job.teachers.items() if (artifact := m.find_teacher()) is not None}
-    theirs = teacher_logits(job, split, BATCH_SIZE)
-    for name, artifact in found.items():
-        if name and (logits := teacher_logits(job.teachers[name], split, BATCH_SIZE)) is not None:
-            scores[f"teacher {name}"] = _judged(job, logits, split, theirs, [artifact])
-    if theirs is not None:
-        scores["teacher"] = _judged(job, theirs, split, theirs, list(found.values()))
-    return scores, theirs
-
-
-def _logits(job: Job, artifact: Artifact, split: Split) -> Tensor:
-    engine = job.engine_for("teacher" if artifact.kind == "teacher" else "student")
-    return predict(engine.spread(job.load(artifact)), split, BATCH_SIZE, engine)[0]
+    for subject in found:
+        name = subject.name
+        scores[name] = _judged(subject, kept[name], answers[name], theirs) | subject.facts
+        if job.config.eval.cost and ranks.is_main():
+            scores[name]["cost"] = _cost(subject, kept[name])
+        if name.startswith("step"):
+            theirs = answers[name]
+    ranks.barrier()
+    evaluation = Evaluation(scores, {s.name: s.title for s in found}, _place(found[-1], kept[found[-1].name]))
+    if ranks.is_main():
+        with storage_errors(job.store.root):
+            _write(job, evaluation)
+    return evaluation
 
 
 def _judged(
-    job: Job, logits: Tensor, split: Split, theirs: Tensor | None, artifacts: Sequence[Artifact]
+    subject: Subject, artifact: Artifact, answers: Predictions, theirs: Predictions | None
 ) -> dict[str, Any]:
+    task, logits, labels = subject.job.task, answers.logits, answers.labels
+    temperature = artifact.manifest["temperature"]
+    values: dict[str, Any] = dict(task.judge(logits, labels, theirs.logits if theirs else None, temperature))
+    if temperature is not None:
+        values["temperature"] = temperature
+    by_class = task.by_class(logits, labels).tolist()
+    values["by_class"] = {
+        name: None if math.isnan(v) else v for name, v in zip(answers.classes, by_class, strict=True)
+    }
+    if task.confusion is not None:
+        values["confusion"] = task.confusion(logits, labels).tolist()
+    folders = [str(model.folder) for model in subject.artifacts.values()]
     return {
-        **job.task.summarise(logits, split.labels.cpu(), theirs),
+        **values,
         "images": len(logits),
-        "parameters": sum(artifact.manifest["parameters"] for artifact in artifacts),
-        "bytes": sum(artifact.payload_bytes for artifact in artifacts),
-        "seconds": sum(artifact.manifest["seconds"] for artifact in artifacts),
-        "artifact": ", ".join(str(artifact.folder) for artifact in artifacts),
+        "artifact": ", ".join(folders) or str(subject.job.config.student.weights),
+        "digests": [model.digest for model in subject.artifacts.values()],
+        "predictions": str(artifact.folder),
     }
 
 
-def table(job: Job, scores: dict[str, dict[str, Any]]) -> Table:
-    """The scores for a reader: percent, counts and bytes in readable units."""
-    columns = [c for c in job.task.columns if any(c.key in values for values in scores.values())]
-    rows: list[list[object]] = [
-        [
-            _title(job, name),
-            *(c.text(values[c.key]) if c.key in values else "-" for c in columns),
-            f"{values['parameters']:,}" if values["parameters"] else "-",
-            f"{values['bytes'] / 1000:,.1f}",
-            f"{values['seconds']:.1f}",
-        ]
-        for name, values in scores.items()
+def _cost(subject: Subject, artifact: Artifact) -> dict[str, Any]:
+    """What it takes to use the model, measured once in this process."""
+    job = subject.job
+    engine, runs = job.engine_for(subject.role), job.config.eval.runs
+    case = artifact.folder.resolve(), artifact.digest, str(engine.device), engine.precision, runs
+    if case not in _measured:
+        _measured[case] = asdict(measure(subject.forward(), _test_images(job), runs))
+        _measured[case]["precision"] = engine.precision
+    return _measured[case]
+
+
+def _test_images(job: Job) -> Tensor:
+    split = job.data.test.to(job.engine.device)
+    batches = split.batches(torch.arange(len(split)), BATCH_SIZE)
+    return next(batch.images for batch in batches if len(batch))
+
+
+# --- files ---
+
+
+def _place(subject: Subject, predictions: Artifact) -> Path:
+    """Beside what the store has of the model. Nothing is written to folders of the user's own."""
+    artifact = predictions if subject.name == "model" else next(iter(subject.artifacts.values()))
+    return artifact.beside("evaluation.json")
+
+
+def _write(job: Job, evaluation: Evaluation) -> None:
+    content = {
+        "dataset": job.config.dataset.name,
+        "task": job.task.name,
+        "test": job.data.test_fingerprint,
+        "command": job.command(job.config.stage),
+        "models": {
+            name: {"title": evaluation.titles[name], **_finite(values)}
+            for name, values in evaluation.scores.items()
+        },
+    }
+    text = json.dumps(content, indent=2, allow_nan=False)
+    rows = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)  # a matrix: a line each
+    write_bytes(evaluation.path, (rows + "\n").encode())
+    _flat(evaluation).to_csv(evaluation.path.with_suffix(".csv"))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(evaluation: Evaluation) -> Table:
+    """A line for each model, of all that is one value."""
+    lines = [
+        {"model": name, "title": evaluation.titles[name], **values, **values.get("cost", {})}
+        for name, values in evaluation.scores.items()
     ]
-    notes = [_NOTES[c.key] for c in columns if c.key in _NOTES]
-    return Table(
-        title=f"{job.config.dataset.name}: {max(values['images'] for values in scores.values()):,} test images",
-        columns=["", *(c.heading for c in columns), "parameters", "file kB", "seconds"],
-        rows=rows,
-        note=". ".join([*notes, "seconds: training time"]),
-    )
-
-
-_NOTES = {
-    "ece": "ECE: calibration error, 15 bins",
-    "agreement": "agree: same class as the teacher",
-    "map": "mAP: mean average precision",
-}
-
-
-def _title(job: Job, name: str) -> str:
-    kind, _, which = name.partition(" ")
-    student = job.config.student.name
-    learnt = "distilled" if job.identity.needs_teacher else "labels only"
-    if isinstance(job.config.loss, MutualLoss):
-        learnt = "mutual learning"
-    if kind == "teacher":
-        return f"teacher {which or job.chain[0].config.teacher.name}"
-    if kind == "step":
-        return f"step {which}: {job.chain[int(which) - 1].config.student.name}, {learnt}"
-    if kind == "student":
-        return f"student {student}, {learnt}"
-    return f"student {student}, fine-tuned"
+    columns = [
+        name
+        for name in dict.fromkeys(key for line in lines for key in line)
+        if not any(isinstance(line.get(name), dict | list) for line in lines)
+    ]
+    return Table("", columns, [[line.get(name, "") for name in columns] for line in lines])

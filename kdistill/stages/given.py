@@ -34,16 +34,17 @@ def _content(artifact: Artifact) -> str:
 
 
 _EXPECTED = {
+    "model": "a file of weights (safetensors, or a state dict), or the folder of a trained network",
     "folder": "the folder of a trained network, such as runs/artifacts/teacher/NAME",
     "outputs": "a file of the teacher's outputs (.csv, .npy, .npz or .safetensors)",
     "weights": "a file of weights (safetensors, or a state dict), DEFAULT or null",
 }
 
 
-def existing(name: str, what: Literal["folder", "outputs", "weights"], setting: str) -> Path:
+def existing(name: str, what: Literal["folder", "outputs", "weights", "model"], setting: str) -> Path:
     """The path that a setting names; raises `ModelError` with near matches where there is none."""
     path = Path(name).expanduser()
-    kind = "folder" if what == "folder" else "file"
+    kind = "folder" if what == "folder" or (what == "model" and path.is_dir()) else "file"
     if (path / "manifest.json").is_file() if kind == "folder" else path.is_file():
         return path
     if kind == "folder" and path.is_dir():

@@ -31,7 +31,7 @@ log = logging.getLogger("kdistill")
 ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
 _STUDENTS = ("student", "assistant", "generations", "loss", "feature", "mixing", "finetune")
-_NOT_THE_TEACHERS = (*_STUDENTS, "soft_targets", "force", "export", "predict")
+_NOT_THE_TEACHERS = (*_STUDENTS, "soft_targets", "force", "eval", "model", "export", "predict")
 
 
 class Job:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kdistill.stages.distill import distill
-from kdistill.stages.evaluate import evaluate
+from kdistill.stages.evaluate import Evaluation, evaluate
 from kdistill.stages.finetune import finetune
 from kdistill.stages.job import Job
 from kdistill.stages.soft_targets import make_soft_targets
 from kdistill.stages.train_teacher import is_trainable, train_teacher
 
 
-def run(job: Job) -> dict[str, dict[str, Any]]:
+def run(job: Job) -> Evaluation:
     """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation.
 
     In a chain every step's student is distilled before it teaches the next one.

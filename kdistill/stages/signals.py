@@ -125,26 +125,29 @@ def count_outputs(job: Job, artifact: Artifact | None) -> int:
     return len(about.get("classes", job.data.classes))
 
 
-def teacher_logits(job: Job, split: Split, batch_size: int) -> Tensor | None:
-    """The teacher's logits `[n, K]` at T=1 for a split, on the CPU.
+def speaks_of_all(job: Job) -> bool:
+    """Whether the teacher is there, and can be asked about any image and every class: not a file of outputs."""
+    found = [(member, member.find_teacher()) for member in job.teachers.values()]
+    return all(artifact is not None and class_map_of(member, artifact).is_full for member, artifact in found)
 
-    None where a teacher is missing, knows only part of the classes, or is a file of outputs.
+
+def teacher_logits(job: Job, split: Split, batch_size: int) -> tuple[Tensor, Tensor]:
+    """What the teacher, which `speaks_of_all`, says of a split at T=1, on the CPU.
+
+    Logits `[n, K]` and positions int64 `[n]`, without samples that cannot be decoded.
     """
-    found = {name: member.find_teacher() for name, member in job.teachers.items()}
-    if any(artifact is None for artifact in found.values()):
-        return None
-    maps = {name: class_map_of(job.teachers[name], artifact) for name, artifact in found.items()}
-    if not all(mapping.is_full for mapping in maps.values()):
-        return None
 
     def one(name: str, member: Job) -> TeacherSignal:
-        artifact = found[name]
-        assert artifact is not None
-        return mapped(live_teacher(member, artifact), maps[name])
+        artifact = member.require_teacher()
+        return mapped(live_teacher(member, artifact), class_map_of(member, artifact))
 
     signal = combined(job, one)
-    batches = split.batches(torch.arange(len(split)), batch_size)
-    return torch.cat([signal(batch, 0, 1.0).logits.cpu() for batch in batches])
+    answers = [
+        (signal(batch, 0, 1.0).logits.cpu(), batch.indices.cpu())
+        for batch in split.batches(torch.arange(len(split)), batch_size)
+    ]
+    logits, indices = zip(*answers, strict=True)
+    return torch.cat(logits), torch.cat(indices)
 
 
 def mapped(signal: TeacherSignal, classes: ClassMap) -> TeacherSignal:

@@ -79,7 +79,7 @@ def put(page: str, text: str) -> None:
 def measure(loss: str, runs: str, overrides: list[str]) -> dict[str, list[float]]:
     """Test scores of three students, by name: one sweep of the command line. `loss` may bring overrides."""
     seeds = f"student.seed={','.join(map(str, SEEDS))}"
-    words = [*f"loss={loss}".split(), seeds, f"runs={runs}", *RECIPE, *overrides]
+    words = [*f"loss={loss}".split(), seeds, f"runs={runs}", "eval.cost=false", *RECIPE, *overrides]
     folder = Path(runs) / "sweeps" / re.sub(r"[ =]", "-", loss)
     command = [sys.executable, "-m", "kdistill", "run", "-m", *words, f"hydra.sweep.dir={folder}"]
     done = subprocess.run(command, capture_output=True, text=True)

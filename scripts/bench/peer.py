@@ -120,7 +120,7 @@ def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "kdistill"]
     usage = run([*command, "distill", *own, *settings])
     started = time.perf_counter()
-    run([*command, "eval", *own, settings[0], "loss.T=4", f"hydra.run.dir={runs}/eval"])
+    run([*command, "eval", *own, settings[0], "loss.T=4", "eval.cost=false", f"hydra.run.dir={runs}/eval"])
     row = json.loads((runs / "eval" / "result.json").read_text())["row"]
     histories = (runs / "artifacts" / "student").glob("*/metrics.jsonl")
     epochs = [json.loads(line) for history in histories for line in history.read_text().splitlines()]
