@@ -279,13 +279,13 @@ def test_a_missing_extra_is_said_before_anything_is_made(
     assert not Path("runs/export").exists()
 
 
-@pytest.mark.parametrize("stage", ["distill", "eval", "run"])
+@pytest.mark.parametrize("stage", ["distill", "run"])
 def test_other_stages_take_no_trained_network(
     command: Callable[..., int], runs: Path, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
     """Else `model` would be ignored there."""
     assert command(stage, *QUICK, "model=somewhere") == 2
     assert capsys.readouterr().err == (
-        "model=somewhere is for `kdistill export` and `kdistill predict`; a student starts from student.weights=FILE,"
+        "model=somewhere is for `kdistill eval`, `export` and `predict`; a student starts from student.weights=FILE,"
         " and teacher=folder teacher.weights=FOLDER teaches\n"
     )
