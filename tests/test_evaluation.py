@@ -271,8 +271,8 @@ def test_models_that_cannot_be_judged(seven: Tiny, tmp_path: Path, tiny: Tiny) -
         f"model={folder} was not trained for 2 of the 9 classes of synthetic: '7', '8'. It has '0', '1', '2', ..."
     )
     assert refused(seven(f"model={folder}"), "distill") == (
-        f"model={folder} is for `kdistill eval`, `export` and `predict`; a student starts from student.weights=FILE, and"
-        " teacher=folder teacher.weights=FOLDER teaches"
+        f"model={folder} is for `kdistill eval`, `export` and `predict`; a student starts from student.weights=FILE,"
+        " and teacher=folder teacher.weights=FOLDER teaches"
     )
 
 
