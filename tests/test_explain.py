@@ -181,7 +181,7 @@ def test_help_of_the_two_tools(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("line", "answers"),
     [
-        ("kdistill exp", ["explain "]),
+        ("kdistill expl", ["explain "]),
         ("kdistill explain dk", ["dkd"]),
         ("kdistill list la", ["layers"]),
         ("kdistill list layers teacher=resnet32x", ["teacher=resnet32x4"]),

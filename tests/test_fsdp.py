@@ -264,7 +264,7 @@ def test_the_whole_pipeline(tmp_path: Path) -> None:
 
     students = [Artifact(folder) for folder in tmp_path.glob("artifacts/student/*")]
     assert [student.manifest["processes"] for student in students] == [2, 2]
-    (folder,) = tmp_path.glob("artifacts/finetuned/*")
+    (folder,) = tmp_path.glob("artifacts/finetuned/*/")
     code = "import torch, use; print(list(use.load()(torch.zeros(3, 1, 8, 8)).shape))"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.stdout == "[3, 4]\n", done.stderr

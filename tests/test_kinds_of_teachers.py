@@ -283,13 +283,13 @@ def test_artifacts_know_an_ensemble_s_student(tiny: Tiny, capsys: pytest.Capture
     assert "stale" not in capsys.readouterr().out
     rebuild(folder)
     assert cli.main(["artifacts", runs]) == 0
-    # the member's soft targets, the student, the fine-tuned student
-    assert capsys.readouterr().out.count("stale") == 3
+    # the member's soft targets, the student, the fine-tuned student; what these, the member and the ensemble predict
+    assert capsys.readouterr().out.count("stale") == 7
 
     assert cli.main(["artifacts", "rm", folder.name.rpartition("-")[2], "--yes", runs]) == 0
-    assert "removed 4 folders" in capsys.readouterr().out
+    assert "removed 8 folders" in capsys.readouterr().out
     store = ArtifactStore(Path(config.runs) / "artifacts")
-    assert [a.kind for a in store.all()] == ["teacher", "soft-targets"]
+    assert [a.kind for a in store.all()] == ["teacher", "soft-targets", "predictions"]
 
 
 def test_an_ensemble_may_hold_other_kinds(small: Tiny) -> None:

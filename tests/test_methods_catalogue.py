@@ -249,7 +249,7 @@ def test_the_pages_commands_work(
                 for file in words.trusted:
                     plugins.trust(file)
                 assert composed(shlex.join(argv[1:])).stage == "run"
-            elif words.command in ("export", "predict"):  # which need what was trained
+            elif words.command in ("eval", "export", "predict"):  # which need what was trained
                 assert main([*argv, "runs=runs"]) == 2
             else:
                 assert main(argv) == 0, command
