@@ -135,6 +135,7 @@ def _train_epoch(
     bar: Progress,
     saver: _Saver,
 ) -> None:
+    started, first = time.perf_counter(), state.step
     state.network.train()
     view = data.view(state.epoch)
     objective = objective.at((state.epoch + 1) / state.settings.epochs)
@@ -143,6 +144,8 @@ def _train_epoch(
         seen = len(batch) * ranks.size()
         bar.advance(seen, lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
         saver.after_step()
+    seconds = max(1e-9, time.perf_counter() - started)
+    state.images_per_second = (state.step - first) * state.batch_size / seconds
 
 
 def train_step(

@@ -60,7 +60,9 @@ class State:
         self.waited = 0  # epochs without a better validation
         self.seconds = 0.0
         self._clock = time.perf_counter()
-        self._epoch_started, self._resumed_step = self._clock, 0
+        self.images_per_second = (
+            0.0  # in the last epoch, or what there was of it since the start, without validation
+        )
 
     @property
     def averaged(self) -> nn.Module:
@@ -123,21 +125,17 @@ class State:
         return {"loss": sum(means.values()), **means}
 
     def end_epoch(self, scores: dict[str, float]) -> dict[str, Any]:
-        now = time.perf_counter()
         row = {
             "epoch": self.epoch + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
             **self.mean_terms(),
             **{f"validation_{name}": value for name, value in scores.items()},
-            "images_per_second": (self.step - self._resumed_step)
-            * self.batch_size
-            / max(1e-9, now - self._epoch_started),
+            "images_per_second": self.images_per_second,
         }
         self.epoch, self.step, self.terms, self.sums = self.epoch + 1, 0, (), None
         self.history.append(row)
         self.waited += 1
         self.consider(scores)
-        self._epoch_started, self._resumed_step = time.perf_counter(), 0
         return row
 
     def consider(self, scores: dict[str, float]) -> None:
@@ -194,7 +192,6 @@ class State:
         self.sums = None if sums is None else sums.to(self.engine.device)
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
-        self._resumed_step = self.step
         self.engine.set_random_state(saved["random"])
 
     def _cut(self, saved: dict[str, Any]) -> dict[str, Any]:

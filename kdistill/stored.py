@@ -27,8 +27,8 @@ from torch import Tensor
 from kdistill.errors import ConfigError, RunError
 from kdistill.files import sync
 
-#: files up to this size are held in the machine's memory
-IN_MEMORY_BYTES = 2**30
+#: files up to this size are held in the machine's memory: what can be read while one waits for nothing
+IN_MEMORY_BYTES = 2**26
 #: share of a GPU's free memory that a file may take
 GPU_SHARE = 0.25
 
@@ -215,7 +215,9 @@ class Reader:
         self._rows = mapped.view(np.ndarray).view(np.uint8).reshape(*layout.shape[:2], layout.row.itemsize)
         self._held: Tensor | None = None
         if layout.bytes <= (room_on(device) if in_memory is None else in_memory):
-            self._held = torch.from_numpy(self._rows.copy()).to(device)
+            # read, and not copied from the map, whose pages would come one by one
+            content = np.fromfile(path, np.uint8, offset=mapped.offset).reshape(self._rows.shape)
+            self._held = torch.from_numpy(content).to(device)
         self._map, self._start = mapped.base, mapped.offset
         if self._held is None and hasattr(mmap, "MADV_RANDOM"):
             self._map.madvise(mmap.MADV_RANDOM)  # no megabytes read ahead for each row

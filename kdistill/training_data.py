@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,25 +43,12 @@ class TrainingData:
         parts = slices(order[start * batch_size : whole], batch_size)
         if self.mixing is None:  # else a partner may be in another rank's share
             parts = [ranks.share(part) for part in parts]
-        step = start
-        for group in _groups(self.split.read(parts)):
-            for batch in self._shown(group, view):
-                if len(batch):
-                    yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
-                else:
-                    ranks.refuse_idle()
-                step += 1
-
-    def _shown(self, group: Sequence[Batch], view: int) -> Iterator[Batch]:
-        """The batches as they are shown, all augmented at once: what their small operations cost is paid once."""
-        images, indices = (torch.cat([getattr(b, name) for b in group]) for name in ("images", "indices"))
-        shown = self.views(images, indices, view)
-        to_teacher = self.teacher_views(images, indices, view) if self.teacher_views else None
-        done = 0
-        for batch in group:
-            rows = slice(done, done := done + len(batch))
-            theirs = None if to_teacher is None else to_teacher[rows]
-            yield Batch(shown[rows], batch.labels, batch.indices, theirs)
+        shown = show(self.split.read(parts), view, self.views, self.teacher_views)
+        for step, batch in enumerate(shown, start):
+            if len(batch):
+                yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
+            else:
+                ranks.refuse_idle()
 
     def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
         assert self.mixing is not None
@@ -73,7 +60,25 @@ class TrainingData:
         return Batch(mixed.images, mixed.labels, batch.indices, shown, others, mixed.lam)
 
 
-def _groups(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+def show(
+    batches: Iterable[Batch], view: int, views: Views, teacher_views: Views | None = None
+) -> Iterator[Batch]:
+    """The batches with their images as they are shown in a view, and what the teacher is shown if that differs.
+
+    Several batches of small images are augmented at once: what their many small operations cost is paid once.
+    """
+    for group in _groups(batches):
+        images, indices = (torch.cat([getattr(b, name) for b in group]) for name in ("images", "indices"))
+        shown = views(images, indices, view)
+        to_teacher = teacher_views(images, indices, view) if teacher_views else None
+        done = 0
+        for batch in group:
+            rows = slice(done, done := done + len(batch))
+            theirs = None if to_teacher is None else to_teacher[rows]
+            yield Batch(shown[rows], batch.labels, batch.indices, theirs)
+
+
+def _groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
     """Consecutive batches, together about `AT_ONCE_BYTES` of images; larger ones each by itself."""
     group: list[Batch] = []
     for batch in batches:

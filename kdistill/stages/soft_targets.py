@@ -28,6 +28,7 @@ from kdistill.stages.signals import count_outputs, live_teacher
 from kdistill.stopping import stop_requests
 from kdistill.stored import AllLogits, Layout, Writer, layout_of
 from kdistill.teachers import Live
+from kdistill.training_data import show
 
 log = logging.getLogger("kdistill")
 CHECKPOINT_SECONDS = 30
@@ -180,9 +181,9 @@ def answers(
     job: Job, signal: Live, split: Split, view: int, parts: Sequence[torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What the teacher says of a view: of each part the positions `[N]` of its readable images, and logits `[N, K]`."""
-    for batch in split.read(parts):
+    for batch in show(split.read(parts), view, job.teacher_views):
         if len(batch):
-            yield batch.indices, signal.logits(job.teacher_views(batch.images, batch.indices, view))
+            yield batch.indices, signal.logits(batch.images)
         else:
             if signal.together:
                 signal.logits(batch.images)  # as the others ask about theirs

@@ -25,11 +25,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from memory import memory, peak
 
 import kdistill
 from kdistill import load_config, train_teacher
@@ -118,7 +120,7 @@ def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
     settings = ROWS[str(case["row"])]
     jobs = len(SWEEP) if "-m" in settings else 1
     command = [sys.executable, "-m", "kdistill"]
-    usage = run([*command, "distill", *own, *settings])
+    _, usage, most = run([*command, "distill", *own, *settings])
     started = time.perf_counter()
     run([*command, "eval", *own, settings[0], "loss.T=4", "eval.cost=false", f"hydra.run.dir={runs}/eval"])
     row = json.loads((runs / "eval" / "result.json").read_text())["row"]
@@ -129,7 +131,7 @@ def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
         "jobs": jobs,
         "images_per_second": statistics.median(epoch["images_per_second"] for epoch in epochs),
         "cpu_seconds_per_1000": (usage.ru_utime + usage.ru_stime) / images * 1000,
-        "peak_mb": usage.ru_maxrss / 1024,
+        "peak_mb": most,
         "top1": row["student top1"],
         "apart": time.perf_counter() - started,
     }
@@ -150,25 +152,24 @@ def by_peer(job: Job, case: Row, work: Path) -> dict[str, float]:
     ]
     command += [f"--student={json.dumps(about | shape)}", f"--source={module.__file__}"]
     command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}", f"--device={case['device']}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    said, _, most = run(command)
+    found: dict[str, float] = json.loads(said.splitlines()[-1])
+    return {**found, "peak_mb": most}
 
 
-def run(command: list[str]) -> resource.struct_rusage:
-    """What the process used, alone."""
+def run(command: list[str]) -> tuple[str, resource.struct_rusage, float]:
+    """What the process printed and used, alone, and the most MiB that it and its workers held."""
     folder = Path(kdistill.__file__).parents[1]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder
-    )
-    assert process.stderr
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(said)
-    return usage
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, text=True, cwd=folder)
+        with peak(lambda: memory(process.pid)) as most:
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if status:
+            raise SystemExit(err.read())
+        return out.read(), usage, most[0]
 
 
 def table(rows: list[Row]) -> str:

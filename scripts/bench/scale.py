@@ -19,14 +19,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import memory, peak
 from PIL import Image, ImageDraw
 
 BATCH_SIZE = 128
@@ -150,7 +148,8 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     name, views, seconds = row.pop("dataset"), row.pop("views", None), row.pop("seconds")
     how = {key: row.pop(key) for key in ("workers", "memory_gb", "cache", "index") if key in row}
     config = load_config(f"dataset={name}", *(f"dataset.{key}={value}" for key, value in row.items())).dataset
-    with peak_memory() as peak:
+    before = memory(os.getpid())
+    with peak(lambda: memory(os.getpid())) as most:
         start = time.perf_counter()
         split = load_data(config, **how).train
         loaded = time.perf_counter() - start
@@ -160,38 +159,11 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
             images += sum(len(batch.indices) for batch in training.batches(epoch, BATCH_SIZE))
             epoch += 1
         rate = images / (time.perf_counter() - start)
-    return {"images_per_second": round(rate), "load_seconds": round(loaded, 2), "peak_mib": round(peak[0])}
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """A list whose one number is, in the end, the largest growth of `memory` seen, in MiB."""
-    peak, before, done = [0.0], memory(), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.1):
-            peak[0] = max(peak[0], memory() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
-        peak[0] = max(peak[0], memory() - before)
-
-
-def memory() -> float:
-    """MiB that this process and its children hold; what they share counts once, mapped files do not."""
-    children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-    total = 0
-    for process in (str(os.getpid()), *(child for some in children for child in some)):
-        with suppress(FileNotFoundError, ProcessLookupError):  # a child that has ended
-            for line in Path("/proc", process, "smaps_rollup").read_text().splitlines():
-                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                    total += int(line.split()[1])
-    return total / 1024
+    return {
+        "images_per_second": round(rate),
+        "load_seconds": round(loaded, 2),
+        "peak_mib": round(most[0] - before),
+    }
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ the samples and at all of them:
 
     mapped    from the memory-mapped file, once it is in the system's cache
     cold      the same after the file was dropped from the cache: the first epoch of a file larger than memory
-    held      from memory, as files of up to 1 GiB are read by default
+    held      from memory, as files of up to 64 MiB are read by default
 
 Memory is the largest growth of the reader's anonymous resident memory (RssAnon in /proc/self/status, asked for after
 each batch) since before the file was opened: the system's cache is not in it. CPU is the processor's time for each

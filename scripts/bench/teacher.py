@@ -52,7 +52,9 @@ def measure(words: list[str], rounds: int) -> dict[str, float]:
         words = [*words, "teacher.epochs=0", "soft_targets.views=2", f"runs={folder}"]
         train_teacher(load_config(*words))
         job = Job.open(load_config(*words))
-        pairs = [(generate(words), bare(job)) for _ in range(rounds + 1)][1:]  # the first warms up
+        pairs = [(generate(words, number), bare(job)) for number in range(rounds + 1)][
+            1:
+        ]  # the first warms up
     made, limit = zip(*pairs, strict=True)
     return {
         "generate": round(statistics.median(made)),
@@ -61,8 +63,10 @@ def measure(words: list[str], rounds: int) -> dict[str, float]:
     }
 
 
-def generate(words: list[str]) -> float:
-    made = make_soft_targets(load_config(*words, "force=true"))
+def generate(words: list[str], seed: int) -> float:
+    made = make_soft_targets(
+        load_config(*words, f"soft_targets.seed={seed}")
+    )  # what is there is not made again
     views, samples, _ = made.manifest["shape"]
     return float(views * samples / made.manifest["seconds"])
 
