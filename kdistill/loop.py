@@ -102,8 +102,8 @@ def fit(
     with stop_requests() as stop, Progress(title, state.total_steps, state.steps_done) as bar:
         while not state.finished:
             saver = _Saver(state, checkpoint, checkpoint_seconds, stop)
-            _train_epoch(state, step, data, objective, signal, bar, saver)
-            row = state.end_epoch(_validated(state, validation))
+            images_per_second = _train_epoch(state, step, data, objective, signal, bar, saver)
+            row = state.end_epoch(_validated(state, validation), images_per_second)
             if checkpoint:
                 checkpoint.write_lines("metrics.jsonl", state.history)
             saver.save()
@@ -134,7 +134,8 @@ def _train_epoch(
     signal: TeacherSignal | None,
     bar: Progress,
     saver: _Saver,
-) -> None:
+) -> float:
+    """Take the epoch's steps that are left; returns their images per second."""
     started, first = time.perf_counter(), state.step
     state.network.train()
     view = data.view(state.epoch)
@@ -145,7 +146,7 @@ def _train_epoch(
         bar.advance(seen, lambda: f"{state.where}  loss {state.mean_terms()['loss']:.4f}")
         saver.after_step()
     seconds = max(1e-9, time.perf_counter() - started)
-    state.images_per_second = (state.step - first) * state.batch_size / seconds
+    return (state.step - first) * state.batch_size / seconds
 
 
 def train_step(

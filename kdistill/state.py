@@ -60,9 +60,6 @@ class State:
         self.waited = 0  # epochs without a better validation
         self.seconds = 0.0
         self._clock = time.perf_counter()
-        self.images_per_second = (
-            0.0  # in the last epoch, or what there was of it since the start, without validation
-        )
 
     @property
     def averaged(self) -> nn.Module:
@@ -124,13 +121,13 @@ class State:
         means = dict(zip(self.terms, sums, strict=True))
         return {"loss": sum(means.values()), **means}
 
-    def end_epoch(self, scores: dict[str, float]) -> dict[str, Any]:
+    def end_epoch(self, scores: dict[str, float], images_per_second: float) -> dict[str, Any]:
         row = {
             "epoch": self.epoch + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
             **self.mean_terms(),
             **{f"validation_{name}": value for name, value in scores.items()},
-            "images_per_second": self.images_per_second,
+            "images_per_second": images_per_second,
         }
         self.epoch, self.step, self.terms, self.sums = self.epoch + 1, 0, (), None
         self.history.append(row)

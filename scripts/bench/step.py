@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--student", nargs="*", choices=list(STUDENTS), default=list(STUDENTS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, help="training samples of an epoch; default: by student")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
@@ -60,7 +61,11 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     rows: list[dict[str, object]] = []
     for name in args.student:
-        words = ["dataset=fashion_mnist", f"dataset.train_samples={SAMPLES[name]}", "student.epochs=1"]
+        words = [
+            "dataset=fashion_mnist",
+            f"dataset.train_samples={args.samples or SAMPLES[name]}",
+            "student.epochs=1",
+        ]
         words += [f"device.precision={args.precision}", *STUDENTS[name]]
         about = {"student": name, "precision": args.precision, "threads": torch.get_num_threads()}
         rows.append(about | measure(words, args.rounds))
