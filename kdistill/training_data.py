@@ -68,6 +68,9 @@ def show(
     Several batches of small images are augmented at once: what their many small operations cost is paid once.
     """
     for group in _groups(batches):
+        if not any(map(len, group)):
+            yield from group  # there is nothing to show, nor to draw for
+            continue
         images, indices = (torch.cat([getattr(b, name) for b in group]) for name in ("images", "indices"))
         shown = views(images, indices, view)
         to_teacher = teacher_views(images, indices, view) if teacher_views else None

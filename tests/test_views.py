@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdistill import training_data
+from kdistill.data.splits import ArraySplit
 from kdistill.data.views import _GOLDEN, ORDER, VIEWS, Views, _mix, random_bits
+from kdistill.training_data import show
 
 
 def images_of(n: int, channels: int = 1, height: int = 7, width: int = 9) -> Tensor:
@@ -139,3 +142,37 @@ def test_streams_of_one_seed_differ() -> None:
     agreeing = sum(int((((views ^ orders) >> bit) & 1 == 0).sum()) for bit in range(64))
     # 640,000 coin flips have a standard deviation of 400.
     assert abs(agreeing - 320_000) < 2_000
+
+
+def test_batches_shown_together_are_those_shown_alone() -> None:
+    """Small batches are augmented in groups: in any group, also beside one without readable images, nothing differs."""
+    images = torch.randint(0, 256, (11, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    split, views = ArraySplit(images, torch.arange(11)), Views(seed=1, crop=2, flip=True)
+    parts = [*torch.arange(11).split(4), torch.arange(0)]
+
+    together = list(show(split.read(parts), 3, views, views))
+    alone = [next(show(split.read([part]), 3, views, views)) for part in parts]
+    assert [len(batch) for batch in together] == [4, 4, 3, 0]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.images, views(images[one.indices], one.indices, 3))
+        assert torch.equal(one.labels, one.indices)
+        if len(one):
+            assert one.teacher_images is not None
+            assert torch.equal(one.teacher_images, one.images)
+
+
+def test_batches_are_shown_in_groups_of_some_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit `AT_ONCE_BYTES`; a larger batch by itself; none waits for more than its group."""
+    monkeypatch.setattr(training_data, "AT_ONCE_BYTES", 2 * 4 * 64)
+    seen: list[int] = []
+
+    class Counted(Views):
+        def __call__(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
+            seen.append(len(images))
+            return super().__call__(images, indices, view)
+
+    split = ArraySplit(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.zeros(40))
+    list(show(split.read(torch.arange(20).split(4)), 0, Counted(0, 1, True)))
+    list(show(split.read(torch.arange(40).split(20)), 0, Counted(0, 1, True)))
+    assert seen == [8, 8, 4, 20, 20]

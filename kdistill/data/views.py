@@ -124,4 +124,4 @@ class Views:
         columns = torch.arange(width, device=images.device)
         columns = torch.where(flipped[:, None], width - 1 - columns, columns) + right[:, None]
         columns = columns[:, None, None].expand(images.shape)
-        return wide.view(n, channels, height, -1).gather(3, columns)
+        return wide.view(n, channels, height, padded.shape[3]).gather(3, columns)
