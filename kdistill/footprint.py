@@ -56,7 +56,7 @@ def measure(forward: Forward, images: Tensor, runs: int) -> Footprint:
     Times are of the call alone, with the images on the device already.
     """
     many = images[torch.arange(BATCH_SIZE, device=images.device) % len(images)]
-    times = _latencies(forward, many[:1], runs)
+    times = latencies(forward, many[:1], runs)
     p50, p95 = np.percentile(times, [50, 95]).tolist()
     _, seconds = pace((forward(many) for _ in itertools.count()), images.device)
     flops = operations(forward, many[:1])
@@ -104,7 +104,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _latencies(forward: Forward, image: Tensor, runs: int) -> list[float]:
+def latencies(forward: Forward, image: Tensor, runs: int) -> list[float]:
     """Seconds of single calls, after some that warm up."""
     for _ in range(WARM_UP):
         forward(image)

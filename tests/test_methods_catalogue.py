@@ -251,7 +251,9 @@ def test_the_pages_commands_work(
                 assert composed(shlex.join(argv[1:])).stage == "run"
             elif words.command in ("eval", "export", "predict"):  # which need what was trained
                 assert main([*argv, "runs=runs"]) == 2
-                assert re.search("not distilled yet|there is no such|were not found", capsys.readouterr().err), command
+                assert re.search(
+                    "not distilled yet|there is no such|were not found", capsys.readouterr().err
+                ), command
             else:
                 assert main(argv) == 0, command
         finally:

@@ -18,6 +18,7 @@ from kdistill.data import Split, slices
 from kdistill.data.splits import batches_of
 from kdistill.errors import DataError, RunError
 from kdistill.exports import FORMATS
+from kdistill.footprint import latencies
 from kdistill.identity import export_parts, key_of
 from kdistill.models.classifier import View
 from kdistill.partial import Work, discard
@@ -27,8 +28,8 @@ from kdistill.stages.networks import interface_of
 from kdistill.tasks import Task
 
 BATCH_SIZE = 256
-#: a time is the median of so many runs, after some that are not counted
-RUNS, WARM_UP = 50, 5
+#: a time is the median of so many runs
+RUNS = 50
 Network = Callable[[Tensor], Tensor]
 
 
@@ -146,18 +147,13 @@ def _trial(network: Network, file: Network, split: Split, view: View | None) -> 
         torch.cat(expected),
         torch.cat(outputs),
         torch.cat(labels),
-        torch_ms=_milliseconds(lambda: network(one)),
-        file_ms=_milliseconds(lambda: file(one)),
+        torch_ms=_milliseconds(network, one),
+        file_ms=_milliseconds(file, one),
     )
 
 
-def _milliseconds(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(WARM_UP + RUNS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return round(1000 * statistics.median(times[WARM_UP:]), 4)
+def _milliseconds(network: Network, one: Tensor) -> float:
+    return round(1000 * statistics.median(latencies(network, one, RUNS)), 4)
 
 
 def _refusal(trial: Trial, settings: Export) -> str:
