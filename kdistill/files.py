@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,11 @@ log = logging.getLogger("kdistill")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content: after a kill at any moment there is the old file or the new one."""
-    aside = path.with_name(path.name + ".new")
+    """Replace a file's content: after a kill at any moment there is the old file or the new one.
+
+    Several processes may write the same file: one of them is the last.
+    """
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
         with aside.open("wb") as file:
             file.write(content)

@@ -23,8 +23,10 @@ from kdistill.files import load_state, save_state, sha256_of, sync, write_bytes,
 
 log = logging.getLogger("kdistill")
 
+#: files that a kill has left half written
+HALF = "*.new"
 #: files of the making, gone from a finished artifact: states to resume from, the parents it belongs to, half files
-SCAFFOLD = ("checkpoint*", "origin.json", "*.new")
+SCAFFOLD = ("checkpoint*", "origin.json", HALF)
 
 
 @dataclass
@@ -112,6 +114,8 @@ def prepare_partial(final: Path, origin: dict[str, Any]) -> Path:
         discard(partial)
     if not finished(partial):
         partial.mkdir(parents=True, exist_ok=True)
+        for path in partial.glob(HALF):  # a kill has left it, and a checkpoint may be large
+            path.unlink()
         write_json(partial / "origin.json", origin)
     return partial
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from rich import box, progress
 from rich.table import Table as RichTable
 
 from kdistill.console import err
+from kdistill.files import write_bytes
 
 log = logging.getLogger("kdistill")
 
@@ -39,8 +41,9 @@ class Table:
         return table
 
     def to_csv(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([self.columns, *self.rows])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([self.columns, *self.rows])
+        write_bytes(path, text.getvalue().encode())
 
 
 @dataclass(frozen=True)

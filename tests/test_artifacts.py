@@ -1,5 +1,6 @@
 """The artifact store: made once, never half-written, never altered, never stale."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +38,34 @@ def obtain(store: ArtifactStore, content: str, **more) -> Artifact:
     return store.obtain(
         "teacher", "net", {"n": 1}, "abc123", writing(content, more.pop("calls", None)), **more
     )
+
+
+def test_two_write_the_same_file_at_once(tmp_path: Path) -> None:
+    """Each writes aside under a name of its own: neither finds the other's work gone, and one of them is whole."""
+    path, contents = tmp_path / "evaluation.json", [b"a" * 100_000, b"b" * 100_000]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda n: write_bytes(path, contents[n % 2]), range(100)))
+
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    """A half-written checkpoint is of no use to the next attempt, which needs the disk."""
+    cut_off = tmp_path / "teacher" / "net-abc123.partial"
+    cut_off.mkdir(parents=True)
+    (cut_off / "origin.json").write_text(json.dumps({"parents": {}, "versions": partial.versions()}))
+    (cut_off / "checkpoint").write_bytes(b"a state")
+    (cut_off / "checkpoint.0f.new").write_bytes(b"half a st")
+    seen: list[list[str]] = []
+
+    def make(work: Work) -> None:
+        seen.append(sorted(path.name for path in work.folder.iterdir()))
+        writing("x")(work)
+
+    ArtifactStore(tmp_path).obtain("teacher", "net", {"n": 1}, "abc123", make)
+
+    assert seen == [["checkpoint", "origin.json"]]
 
 
 def test_made_once_and_found_again(tmp_path: Path) -> None:
@@ -329,7 +359,7 @@ def making(content: str):
         work.load_checkpoint()
         work.write_lines("metrics.jsonl", [{"epoch": 1}])
         work.save_checkpoint({"epoch": 1})
-        (work.folder / "checkpoint.new").write_bytes(b"half a st")
+        (work.folder / "checkpoint.0f.new").write_bytes(b"half a st")
         writing(content)(work)
 
     return make
