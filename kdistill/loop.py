@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Protocol
@@ -74,12 +74,15 @@ def fit(
     judge_start: bool = False,
     title: str = "training",
     checkpoint_seconds: float = 300,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Fitted:
     """Train `network` in place and leave the kept state in it.
 
     Resumes from `checkpoint` when it holds a state, and saves one after every epoch, every
     `checkpoint_seconds` within an epoch, and when a stop is asked for. With `judge_start`, the starting
     state is a candidate for `keep: best`: fine-tuning never ends worse on validation than it began.
+    `on_epoch` is given the row of metrics of every epoch that is trained, after its state is saved; what it raises
+    ends the training.
 
     Raises:
         Diverged: the loss is not finite. On a CPU the optimizer has not moved on it; elsewhere it is found some steps
@@ -108,6 +111,7 @@ def fit(
                 checkpoint.write_lines("metrics.jsonl", state.history)
             saver.save()
             _report(row, state, title)
+            on_epoch(row)
             saver.stop_if_asked()
     return state.result()
 

@@ -121,6 +121,33 @@ def test_learns_and_reports_each_epoch() -> None:
     assert not model.training
 
 
+def test_each_epoch_is_told_after_it_is_saved_and_may_end_the_training() -> None:
+    """`on_epoch` gets the rows of the history; what it raises comes through, with the state of that epoch saved."""
+    told: list[dict[str, Any]] = []
+    saved = Memory()
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        told.append(row)
+        if row["epoch"] == 2:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        fit(
+            network(),
+            DATA,
+            VALIDATION,
+            Objective(),
+            settings(4),
+            CPU,
+            checkpoint=saved,
+            on_epoch=on_epoch,
+        )
+
+    assert saved.state is not None
+    assert saved.state["history"] == told
+    assert [row["epoch"] for row in told] == [1, 2]
+
+
 def test_terms_in_the_history_add_up_to_the_loss() -> None:
     """Hard and soft term are recorded weighted."""
     objective = Objective(alpha=0.5, beta=0.5, soft=SoftLoss(kd_loss), T=2.0)

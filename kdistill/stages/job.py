@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -28,6 +29,7 @@ from kdistill.stages.networks import interface_of, new_network, size_of, stored_
 from kdistill.tasks import Task, task_of
 
 log = logging.getLogger("kdistill")
+Watch = Callable[[str, dict[str, Any]], None]
 ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
 _STUDENTS = ("student", "assistant", "generations", "loss", "feature", "mixing", "finetune")
@@ -38,22 +40,32 @@ class Job:
     """A checked config with the machine, the data and the artifacts that belong to it.
 
     `overrides` are the user's words on the command line, for the commands that messages suggest. `previous` is
-    the step before in a chain, whose student is this one's teacher.
+    the step before in a chain, whose student is this one's teacher. `watch` is told each epoch that is trained: of
+    what ("teacher", "student", "fine-tuning"), and its row of metrics.
     """
 
-    def __init__(self, config: Config, overrides: Sequence[str] = (), previous: Job | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        overrides: Sequence[str] = (),
+        previous: Job | None = None,
+        watch: Watch = lambda what, row: None,
+    ) -> None:
         self.config = config
         self.overrides = list(overrides)
         self.previous = previous
+        self.watch = watch
         self.engine = Engine.open(config.device)
         self.store = ArtifactStore(Path(config.runs) / "artifacts")
 
     @classmethod
-    def open(cls, config: Config, overrides: Sequence[str] = ()) -> Job:
+    def open(
+        cls, config: Config, overrides: Sequence[str] = (), watch: Watch = lambda what, row: None
+    ) -> Job:
         """The job of the last step of a config's chain; the steps before are its `previous` ones."""
         job = None
         for step in _of_all_ranks(config).steps:
-            job = cls(step, overrides, job)
+            job = cls(step, overrides, job, watch)
         assert job is not None
         return job
 
@@ -68,7 +80,7 @@ class Job:
         members = {} if self.previous else self.config.teacher.members
         alone = {"": self}
         return {
-            name: Job(self.config.model_copy(update={"teacher": member}), self.overrides)
+            name: Job(self.config.model_copy(update={"teacher": member}), self.overrides, watch=self.watch)
             for name, member in members.items()
         } or alone
 

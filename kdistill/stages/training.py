@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kdistill.artifacts import Work
@@ -65,6 +66,7 @@ def train_network(job: Job, work: Work, course: Course) -> None:
             checkpoint=work,
             judge_start=course.judges_start(job),
             title=course.title,
+            on_epoch=partial(job.watch, course.title),
         )
     _save(job, work, course.role, lesson)
     work.write_lines("metrics.jsonl", fitted.history)
