@@ -95,6 +95,17 @@ STAGES = {
             "kdistill run -m student=mlp,cnn,resnet8",
         ),
     ),
+    "compare": Stage(
+        "does distillation help, by how much, and what does it cost: variants against a control",
+        "the data set",
+        "trains the student without a teacher (the control) and each variant over n seeds, as far as they are not there",
+        "comparison.json and comparison.csv in the run's folder; the artifacts of `kdistill run`",
+        (
+            "kdistill compare compare.losses=[kd,dkd] compare.seeds=5",
+            "kdistill compare compare.variants.hot='loss.T=8 loss.alpha=0.5'",
+            "kdistill compare student=mlp loss=dkd feature=[at]",
+        ),
+    ),
 }
 
 TOOLS = {

@@ -7,7 +7,8 @@ import pytest
 
 from kdistill.cli import main
 from kdistill.config import explain, folders
-from kdistill.config.compose import long_form, plan, preview, short_form, users_words
+from kdistill.config.compose import plan, preview, users_words
+from kdistill.config.forms import long_form, short_form
 from kdistill.errors import ConfigError
 
 
