@@ -259,14 +259,7 @@ def _judged(job: Job, evaluation: Evaluation) -> Result:
 
 def _next_command(job: Job) -> str:
     """What a user may want to know next: is the student better for its teacher?"""
-    taught = ("loss", "feature", "student.seed", "assistant", "generations")
-    free = [word for word in job.overrides if not word.startswith(taught)]
-    chosen = [word for word in job.overrides if word.startswith(("loss", "feature"))]
-    if job.config.loss.kind == "ce":
-        return job.command("run", [*free, "loss=kd"])
-    if job.previous is not None or job.config.device.processes > 1:
-        return job.command("run", [*free, "loss=ce"])
-    method = next((word for word in chosen if word.startswith("loss=")), "loss=kd")
-    if all(word == method for word in chosen):
-        return job.command("run", [*free, "-m", f"{method},ce", "student.seed=0,1,2"])
-    return job.command("run", [*free, "loss=ce"])
+    if job.config.loss.kind != "ce":
+        return job.command("compare")
+    taught = ("loss", "feature", "assistant", "generations")
+    return job.command("run", [*(word for word in job.overrides if not word.startswith(taught)), "loss=kd"])
