@@ -96,10 +96,10 @@ STAGES = {
         ),
     ),
     "compare": Stage(
-        "does distillation help, by how much, and what does it cost: variants against a control",
-        "the data set",
-        "trains the student without a teacher (the control) and each variant over n seeds, as far as they are not there",
-        "comparison.json and comparison.csv in the run's folder; the artifacts of `kdistill run`",
+        "tell whether the teacher helps: variants against a control, over several seeds",
+        "the data set, and whatever is trained",
+        "trains the student without a teacher (the control) and each variant; tests their difference",
+        "the artifacts of `kdistill run`; comparison.json and comparison.csv in the run's folder",
         (
             "kdistill compare compare.losses=[kd,dkd] compare.seeds=5",
             "kdistill compare compare.variants.hot='loss.T=8 loss.alpha=0.5'",

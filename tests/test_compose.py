@@ -72,6 +72,14 @@ def test_other_words_stay_as_they_are(word: str) -> None:
     assert long_form(word) == word
 
 
+def test_a_variant_s_words_are_quoted() -> None:
+    """A line of overrides is the value of one; quotes of its own stay, and one that is quoted stays as it is."""
+    words = """compare.variants.hot=loss.T=8 a='b\\' feature=[at,sp]"""
+    assert _config(words).compare.variants == {"hot": "loss.T=8 a='b\\' feature=[at,sp]"}
+    assert _config("compare.variants.x='loss=kd'").compare.variants == {"x": "loss=kd"}
+    assert _config("compare.variants={x: 'loss=kd', y: 'loss.T=2'}").compare.variants.keys() == {"x", "y"}
+
+
 def test_short_forms_choose_options() -> None:
     """The student's optimizer changes and the teacher's stays, so that a sweep keeps its teacher."""
     config = _config(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kdistill import ranks
 from kdistill.files import write_json
 from kdistill.records import Result, Table
 from kdistill.stages.compare import Comparison, Side, Trial
@@ -24,7 +25,7 @@ def told(found: Comparison, folder: Path | None) -> Result:
         row |= {f"{name} difference": round(found.test(variant).difference, 5)}
         row |= {f"{name} verdict": found.verdict(variant)}
     message = ""
-    if folder is not None:
+    if folder is not None and ranks.is_main():
         write_json(folder / FILE, content(found))
         _flat(found).to_csv((folder / FILE).with_suffix(".csv"))
         message = f"comparison: {folder / FILE}"
