@@ -148,7 +148,7 @@ def _too_few(found: Comparison, variant: Side) -> str:
     test, point = found.test(variant), _points(found, POINT)
     smallest = _points(found, test.detectable(found.confidence))
     needed = test.seeds_for(POINT, found.confidence)
-    takes = f"{needed} seeds" if needed else "more test images, however many seeds"
+    takes = f"compare.seeds={needed}" if needed else "more test images, however many seeds"
     return (
         f"{variant.arm.name}: {test.seeds} seeds find a difference of {smallest} in 9 cases of 10;"
         f" one of {point} takes {takes}"
