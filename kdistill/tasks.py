@@ -63,8 +63,8 @@ class Task:
 
     `headline` is the score that a result is known by; `columns` are what tables show. `nll` is a loss-like
     score that every task has. `summarise` gives the few scores that training looks at, `judge` all of them.
-    `by_class`: (logits, labels) -> a score of each class, `[K]`, nan where it has no sample. `by_sample`: (logits, labels)
-    -> a score of each sample, float64 `[N]`, whose mean is the headline. `confusion`: counts.
+    `by_class`: (logits, labels) -> a score of each class, `[K]`, nan where it has no sample. `by_sample`: likewise
+    of each sample, float64 `[N]`; the mean is the headline. `confusion`: counts.
     `temperature`: (logits, labels) -> the T that makes the labels likeliest; None where there is none.
     """
 

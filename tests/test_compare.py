@@ -78,7 +78,11 @@ def test_the_control_learns_from_labelled_images_alone() -> None:
 def test_variants_come_from_the_line_from_losses_and_by_name() -> None:
     """A loss of a variant's own leaves the line's words about loss and feature out; other words are added to them."""
     line = ["loss=kd", "loss.T=2", "feature=[at]", "loss.features.at.weight=5", "student=mlp"]
-    asked = ["compare.losses=[dkd]", "compare.variants.hot=loss.T=8 student.epochs=3", "compare.variants.sp=feature=[sp]"]
+    asked = [
+        "compare.losses=[dkd]",
+        "compare.variants.hot=loss.T=8 student.epochs=3",
+        "compare.variants.sp=feature=[sp]",
+    ]
     variants = found(*line, *asked)
 
     assert list(variants) == ["control", "as given", "dkd", "hot", "sp"]
@@ -159,28 +163,24 @@ def test_csv_and_table(words: Callable[..., list[str]], tmp_path: Path) -> None:
     assert result.row["kd verdict"] == "NO DIFFERENCE"
 
 
-def test_a_known_answer_gets_its_verdict(
-    words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A student that is not trained is worse than the control, and the control beats it when they change sides."""
-    line = words("dataset.noise=0.1", "student.optim.lr=0.05", "student.epochs=8", "compare.seeds=3")
-    lazy = "compare.variants.lazy=student.epochs=0 finetune.epochs=0 loss.T=2"
-    content = compared([*line, lazy], tmp_path / "worse")
-    assert content["variants"]["lazy"]["verdict"] == "WORSE"
-    assert content["variants"]["lazy"]["high"] < 0
+def test_a_known_answer_gets_its_verdict(tmp_path: Path) -> None:
+    """A student that is not trained is worse than the control, and beaten when it is the control itself."""
+    easy = (*TINY, f"runs={tmp_path}", "dataset.noise=0.1", "student=resnet8", "~student.params.channels")
+    line = [*easy, "student.params.width=8", "compare.seeds=3", "finetune=none"]
+    lazy = "compare.variants.lazy=student.epochs=0"
+    found = compared([*line, "student.epochs=6", lazy], tmp_path)["variants"]["lazy"]
+    assert (found["verdict"], found["high"] < 0) == ("WORSE", True)
 
-    line = words("dataset.noise=0.1", "student.epochs=0", "finetune.epochs=0", "compare.seeds=3")
-    keen = "compare.variants.keen=student.epochs=8 student.optim.lr=0.05"
-    content = compared([*line, keen], tmp_path / "better")
-    assert content["variants"]["keen"]["verdict"] == "BEATS"
-    assert content["variants"]["keen"]["low"] > 0
+    keen = "compare.variants.keen=student.epochs=6"
+    found = compared([*line, "student.epochs=0", keen], tmp_path)["variants"]["keen"]
+    assert (found["verdict"], found["low"] > 0) == ("BEATS", True)
 
 
 @pytest.mark.parametrize(
     ("dataset", "metric"),
     [
         (("dataset=synthetic_multilabel", "dataset.samples=160"), "map"),
-        (("dataset=diabetes", "teacher=mlp", "student=mlp", "soft_targets.dtype=float32"), "r2"),
+        (("experiment=diabetes",), "r2"),
     ],
 )
 def test_the_other_tasks(tmp_path: Path, dataset: tuple[str, ...], metric: str) -> None:
@@ -195,6 +195,7 @@ def test_the_other_tasks(tmp_path: Path, dataset: tuple[str, ...], metric: str) 
     assert content["teacher"]["score"] == pytest.approx(scores["teacher"][metric])
 
 
+@pytest.mark.slow
 def test_a_chain_s_cost_is_all_of_it(words: Callable[..., list[str]], tmp_path: Path) -> None:
     """Assistant, student and fine-tuning count; the teacher does not."""
     line = words("assistant=resnet8", "assistant.params.width=4", "assistant.epochs=1")
@@ -297,7 +298,9 @@ def test_what_is_no_comparison_is_refused(words: Callable[..., list[str]], tmp_p
         "ce is no variant: its student learns from the labels alone, as the control does anyway; give it a teacher"
         " (loss.beta, feature=NAME) or another loss"
     )
-    assert refused(*line, "loss.alpha=1").startswith("as given is no variant: its student learns from the labels")
+    assert refused(*line, "loss.alpha=1").startswith(
+        "as given is no variant: its student learns from the labels"
+    )
     assert refused(*line, "compare.losses=[kd]", "compare.variants.same=loss.T=4") == (
         "kd and same are the same student, trained in the same way: take one of them out"
     )
@@ -319,6 +322,10 @@ def test_what_is_no_comparison_is_refused(words: Callable[..., list[str]], tmp_p
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_variant_that_its_data_does_not_allow_is_refused_as_elsewhere(words: Callable[..., list[str]]) -> None:
+def test_a_variant_that_its_data_does_not_allow_is_refused_as_elsewhere(
+    words: Callable[..., list[str]],
+) -> None:
     """What `kdistill run` would say of it, before the first student."""
-    assert refused(*words("mixing=mixup", "compare.losses=[kd,dkd]")).startswith("loss=dkd needs one label for each image")
+    assert refused(*words("mixing=mixup", "compare.losses=[kd,dkd]")).startswith(
+        "loss=dkd needs one label for each image"
+    )

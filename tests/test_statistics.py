@@ -59,7 +59,7 @@ def test_seeds_that_agree_by_chance_make_nothing_sure() -> None:
 
 
 def test_sides_and_scales() -> None:
-    """Changing sides mirrors the interval; what both have in common is nothing; twice the scores, twice the interval."""
+    """Changing sides mirrors the interval; what both have in common is nothing; twice the scores, twice the width."""
     control, variant = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     low, high = paired(control, variant).interval(0.95)
     shift = torch.linspace(-5, 5, 30, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_sides_and_scales() -> None:
 
 
 def test_how_many_seeds_it_takes() -> None:
-    """The number found is the first that tells the difference; samples that are too few are not made up for by seeds."""
+    """The number found is the first that tells the difference; seeds do not make up for too few samples."""
     found = Paired(0.004, 5, 10_000, seed_variance=0.006**2, sample_variance=0.001**2)
     needed = found.seeds_for(0.01, 0.95)
 
@@ -133,7 +133,9 @@ def test_whatever_the_differences_come_from(
     generator = torch.Generator().manual_seed(0)
     wrong = 0
     for _ in range(400):
-        parts = [torch.randn(*shape, generator=generator) for shape in ((seeds, 1), (1, samples), (seeds, samples))]
+        parts = [
+            torch.randn(*shape, generator=generator) for shape in ((seeds, 1), (1, samples), (seeds, samples))
+        ]
         low, high = against_zero(of_seeds * parts[0] + of_samples * parts[1] + parts[2]).interval(0.95)
         wrong += low > 0 or high < 0
 

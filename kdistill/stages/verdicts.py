@@ -103,7 +103,15 @@ def _flat(found: Comparison) -> Table:
 def table(found: Comparison) -> Table:
     """A line for the teacher, the control and each variant."""
     level = f"{100 * found.job.config.compare.confidence:g} %"
-    columns = ["", _headline(found).heading, "difference", f"{level} interval", "verdict", "gap closed %", "seconds"]
+    columns = [
+        "",
+        _headline(found).heading,
+        "difference",
+        f"{level} interval",
+        "verdict",
+        "gap closed %",
+        "seconds",
+    ]
     rows: list[list[object]] = []
     if (teacher := found.teacher) is not None:
         score = _headline(found).text(teacher.score)

@@ -2,8 +2,8 @@
 
     python scripts/bench/seeds.py --runs DIR [--seeds 30] [KEY=VALUE ...]
 
-A CNN learns 12,000 images of Fashion-MNIST from their labels alone. Writes `tests/cases/fashion_mnist_correct.npz`, from
-which `tests/test_statistics.py` draws comparisons whose truth is known, and prints the students' accuracy.
+A CNN learns 12,000 images of Fashion-MNIST from their labels alone. Writes `tests/cases/fashion_mnist_correct.npz`,
+from which `tests/test_statistics.py` draws comparisons whose truth is known, and prints the students' accuracy.
 """
 
 from __future__ import annotations
