@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdistill.api import (
+        compare,
         distill,
         evaluate,
         export,
@@ -33,6 +34,7 @@ __version__ = version("kdistill")
 #: public name -> module. Imported when first used: `kdistill --help` must not wait for torch.
 _PUBLIC = {
     "KdistillError": "kdistill.errors",
+    "compare": "kdistill.api",
     "distill": "kdistill.api",
     "evaluate": "kdistill.api",
     "export": "kdistill.api",
@@ -49,6 +51,7 @@ _PUBLIC = {
 __all__ = [
     "KdistillError",
     "__version__",
+    "compare",
     "distill",
     "evaluate",
     "export",

@@ -8,11 +8,12 @@ from typing import Any
 
 from kdistill.artifacts import Artifact
 from kdistill.config import folders
-from kdistill.config.compose import plan
+from kdistill.config.compose import plan, users_words
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError, UserError
 from kdistill.models import Classifier
 from kdistill.stages.command import check_before, makers
+from kdistill.stages.compare import compare as _compare
 from kdistill.stages.distill import distill as _distill
 from kdistill.stages.evaluate import evaluate as _evaluate
 from kdistill.stages.export import export as _export
@@ -22,8 +23,10 @@ from kdistill.stages.networks import stored_network
 from kdistill.stages.pipeline import run as _run
 from kdistill.stages.soft_targets import make_soft_targets as _make_soft_targets
 from kdistill.stages.train_teacher import train_teacher as _train_teacher
+from kdistill.stages.verdicts import content
 
 __all__ = [
+    "compare",
     "distill",
     "evaluate",
     "export",
@@ -89,6 +92,17 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     """
     check_before([config])
     return _run(_job(config)).scores
+
+
+def compare(*overrides: str) -> dict[str, Any]:
+    """Train variants and their control over seeds, and judge each variant: the content of `comparison.json`.
+
+    `overrides` are the words of `kdistill compare`, such as `compare.losses=[kd,dkd]`: the variants are made from them.
+    """
+    planned = plan("compare", list(overrides))
+    (words,) = (users_words(job) for job in planned.jobs)
+    check_before(planned.configs, [words])
+    return content(_compare(planned.configs[0], words))
 
 
 def _job(config: Config) -> Job:

@@ -95,6 +95,17 @@ STAGES = {
             "kdistill run -m student=mlp,cnn,resnet8",
         ),
     ),
+    "compare": Stage(
+        "tell whether the teacher helps: variants against a control, over several seeds",
+        "the data set, and whatever is trained",
+        "trains the student without a teacher (the control) and each variant; tests their difference",
+        "the artifacts of `kdistill run`; comparison.json and comparison.csv in the run's folder",
+        (
+            "kdistill compare compare.losses=[kd,dkd] compare.seeds=5",
+            "kdistill compare compare.variants.hot='loss.T=8 loss.alpha=0.5'",
+            "kdistill compare student=mlp loss=dkd feature=[at]",
+        ),
+    ),
 }
 
 TOOLS = {

@@ -63,7 +63,8 @@ class Task:
 
     `headline` is the score that a result is known by; `columns` are what tables show. `nll` is a loss-like
     score that every task has. `summarise` gives the few scores that training looks at, `judge` all of them.
-    `by_class`: (logits, labels) -> a score of each class, `[K]`, nan where it has no sample. `confusion`: counts.
+    `by_class`: (logits, labels) -> a score of each class, `[K]`, nan where it has no sample. `by_sample`: likewise
+    of each sample, float64 `[N]`; the mean is the headline. `confusion`: counts.
     `temperature`: (logits, labels) -> the T that makes the labels likeliest; None where there is none.
     """
 
@@ -74,6 +75,7 @@ class Task:
     summarise: Summarise
     judge: Judge
     by_class: Callable[[Tensor, Tensor], Tensor]
+    by_sample: Callable[[Tensor, Tensor], Tensor]
     confusion: Callable[[Tensor, Tensor], Tensor] | None = None
     temperature: Callable[[Tensor, Tensor], float | None] | None = None
 
@@ -186,6 +188,7 @@ CLASSIFICATION = Task(
     summarise=classification.summarise,
     judge=classification.judge,
     by_class=classification.by_class,
+    by_sample=classification.by_sample,
     confusion=classification.confusion_matrix,
     temperature=calibration.class_temperature,
 )
@@ -204,6 +207,7 @@ MULTILABEL = Task(
     summarise=multilabel.summarise,
     judge=multilabel.judge,
     by_class=multilabel.by_class,
+    by_sample=multilabel.by_sample,
     confusion=multilabel.confusion_matrices,
     temperature=calibration.binary_temperature,
 )
@@ -221,6 +225,7 @@ REGRESSION = Task(
     summarise=regression.summarise,
     judge=regression.judge,
     by_class=regression.by_value,
+    by_sample=regression.by_sample,
 )
 TASKS = {task.name: task for task in (CLASSIFICATION, MULTILABEL, REGRESSION)}
 

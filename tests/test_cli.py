@@ -38,7 +38,7 @@ class Stages(types.ModuleType):
     def check_before(self, configs: list[Config], overrides: object = ()) -> None:
         self.checked.append(list(configs))
 
-    def run_stage(self, config: Config, overrides: list[str]) -> Result:
+    def run_stage(self, config: Config, overrides: list[str], folder: Path) -> Result:
         self.asked.append(config)
         self.words = overrides
         logging.getLogger("kdistill").info("epoch 1/1")

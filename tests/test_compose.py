@@ -7,7 +7,8 @@ import pytest
 
 from kdistill.cli import main
 from kdistill.config import explain, folders
-from kdistill.config.compose import long_form, plan, preview, short_form, users_words
+from kdistill.config.compose import plan, preview, users_words
+from kdistill.config.forms import long_form, short_form
 from kdistill.errors import ConfigError
 
 
@@ -69,6 +70,14 @@ def test_short_forms(short: str, long: str) -> None:
 def test_other_words_stay_as_they_are(word: str) -> None:
     """Only a name, or a comma list of names, makes an option."""
     assert long_form(word) == word
+
+
+def test_a_variant_s_words_are_quoted() -> None:
+    """A line of overrides is the value of one; quotes of its own stay, and one that is quoted stays as it is."""
+    words = """compare.variants.hot=loss.T=8 a='b\\' feature=[at,sp]"""
+    assert _config(words).compare.variants == {"hot": "loss.T=8 a='b\\' feature=[at,sp]"}
+    assert _config("compare.variants.x='loss=kd'").compare.variants == {"x": "loss=kd"}
+    assert _config("compare.variants={x: 'loss=kd', y: 'loss.T=2'}").compare.variants.keys() == {"x", "y"}
 
 
 def test_short_forms_choose_options() -> None:

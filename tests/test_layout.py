@@ -24,6 +24,7 @@ LAYERS = [
         "records",
         "resources",
         "shards",
+        "statistics",
         "stored",
     },
     {"data", "tasks", "classes"},

@@ -53,6 +53,40 @@ def test_calibration_error_weighs_bins_by_their_samples() -> None:
     )
 
 
+def test_the_mean_over_samples_is_the_headline() -> None:
+    """Of each task, also where many samples score the same, a class is nobody's, a value never varies."""
+    logits = random(60, 4)
+    some = (random(60, 4, seed=1) > torch.tensor([0.0, 0.5, 1.5, 9.0])).double()
+    values = random(60, 4, seed=2) * torch.tensor([1.0, 2.0, 0.5, 0.0])
+
+    assert metrics.by_sample(logits, some[:, 0].long()).mean().item() == metrics.top1(
+        logits, some[:, 0].long()
+    )
+    for scores in (logits, logits.round()):
+        assert multilabel.by_sample(scores, some).mean().item() == pytest.approx(
+            multilabel.mean_average_precision(scores, some)
+        )
+    assert multilabel.by_sample(logits, torch.zeros(60, 4)).tolist() == [0] * 60
+    assert regression.by_sample(logits, values).mean().item() == pytest.approx(regression.r2(logits, values))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_what_a_sample_brings_to_average_precision_is_what_is_lost_without_it(steps: int) -> None:
+    """Against leaving each one out in turn; `steps` different scores, so that some are equal."""
+    scores = (steps * torch.rand(40, generator=torch.Generator().manual_seed(steps))).round()
+    relevant = random(40, seed=3) > 0.5
+    whole = multilabel.average_precision(scores, relevant)
+    losses = []
+    for i in range(40):
+        others = torch.arange(40) != i
+        losses.append(39 * (whole - multilabel.average_precision(scores[others], relevant[others])))
+    gains = multilabel.by_sample(scores[:, None], relevant[:, None].double())
+
+    assert (gains - gains.mean()).tolist() == pytest.approx(
+        (torch.tensor(losses) - sum(losses) / 40).tolist(), abs=1e-5
+    )
+
+
 def test_against_scikit_learn() -> None:
     """Top-1 and NLL are what scikit-learn computes."""
     generator = torch.Generator().manual_seed(0)

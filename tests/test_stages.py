@@ -342,8 +342,8 @@ def test_own_weights_may_bring_their_own_normalisation(tiny: Tiny, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["student.seed=1"], "kdistill run -m loss=kd,ce student.seed=0,1,2"),
-        (["loss.T=2", "student=cnn"], "kdistill run student=cnn loss=ce"),
+        (["student.seed=1"], "kdistill compare student.seed=1"),
+        (["loss.T=2", "student=cnn"], "kdistill compare loss.T=2 student=cnn"),
         (["loss=ce", "student=cnn"], "kdistill run student=cnn loss=kd"),
     ],
 )

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from kdistill import plugins
 from kdistill.config import explain, folders, safety
+from kdistill.config.forms import long_form, quoted, short_form
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError, did_you_mean
 
@@ -78,7 +79,6 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         configs = [_checked(job) for job in jobs] if multirun else [validate(cfg)]
         folder = _folder(cfg, multirun)
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     swept = [_name(override) for override in parsed if override.is_sweep_override()]
     return Plan(
         configs=configs,
@@ -87,7 +87,7 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         multirun=multirun,
         is_listed=_is_basic(cfg),
         folder=folder,
-        overrides=[*words, f"{key}='{quoted}'"],
+        overrides=[*words, f"{key}={quoted(str(folder))}"],
     )
 
 
@@ -113,30 +113,6 @@ def validate(cfg: DictConfig) -> Config:
     return config
 
 
-def long_form(word: str) -> str:
-    """Rewrite short forms to Hydra's.
-
-    >>> long_form("student.optim=adamw"), long_form("student.params.width=8"), long_form("assistant=resnet14")
-    ('optim@student.optim=adamw', '++student.params.width=8', 'teacher@assistant=resnet14')
-    """
-    mounted = re.fullmatch(r"((?:teacher|student|finetune)\.optim(\.schedule)?)=([\w/-]+(?:,[\w/-]+)*)", word)
-    if mounted:
-        key, is_schedule, options = mounted.groups()
-        return f"{'schedule' if is_schedule else 'optim'}@{key}={options}"
-    if re.match(r"assistant=(?!null$)", word):
-        return f"teacher@{word}"
-    # Architectures have parameters that their YAML does not list; the schema checks the names. An assistant
-    # has no section of its own until some of it is set.
-    return (
-        f"++{word}" if re.match(r"((teacher|student)\.params(\.[\w.]+)?|assistant\.[\w.]+)=", word) else word
-    )
-
-
-def short_form(word: str) -> str:
-    """The short form that the user may have written: `optim@student.optim=sgd` -> `student.optim=sgd`."""
-    return re.sub(r"^(optim|schedule|teacher)@", "", word.removeprefix("++"))
-
-
 def users_words(overrides: Sequence[str]) -> list[str]:
     """The overrides of a job as the user would write them, without the stage and Hydra's own settings."""
     return [short_form(word) for word in overrides if not re.match(r"\+*(stage=|hydra[./@])", word)]
@@ -147,15 +123,22 @@ def users_words(overrides: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _composer() -> Iterator[None]:
+    """Compose; also within a job of Hydra's, such as a comparison that composes its variants."""
     for name, loss in plugins.losses().items():
         ConfigStore.instance().store(group="loss", name=name, node=loss.section, package="loss")
-    with initialize_config_dir(str(folders.shipped_dir()), version_base=VERSION_BASE):
-        yield
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folders.shipped_dir()), version_base=VERSION_BASE):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _prepare(stage: str, words: Sequence[str]) -> tuple[list[str], list[Override]]:
+    words = [*map(long_form, words)]
     safety.check_words(_parse(words))
-    words = [f"stage={stage}", *map(long_form, words)]
+    words = [f"stage={stage}", *words]
     parsed = _parse(words)
     known = folders.groups()
     for override in parsed:
@@ -179,9 +162,9 @@ def _parse(words: Sequence[str]) -> list[Override]:
         try:
             parsed += parser.parse_overrides([word])
             if not parsed[-1].key_or_group:
-                problems.append(explain.unreadable(word))
+                problems.append(explain.unreadable(short_form(word)))
         except OverrideParseException:
-            problems.append(explain.unreadable(word))
+            problems.append(explain.unreadable(short_form(word)))
     if problems:
         raise ConfigError("\n".join(problems))
     return parsed
@@ -294,11 +277,12 @@ def _checked(job: Sequence[str]) -> Config:
 @contextmanager
 def _as_current(cfg: DictConfig) -> Iterator[None]:
     """Let `${hydra:...}` in Hydra's own section resolve."""
+    outer = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(cfg)
     try:
         yield
     finally:
-        HydraConfig.instance().cfg = None
+        HydraConfig.instance().cfg = outer
 
 
 def _check_safety(cfg: DictConfig) -> None:

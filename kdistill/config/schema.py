@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from kdistill.config.data import Dataset
 from kdistill.config.losses import Loss
@@ -20,7 +20,7 @@ from kdistill.errors import did_you_mean
 
 #: YAML reads the name of a class that is a number as one
 ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
-Stage = Literal["train-teacher", "soft-targets", "distill", "finetune", "eval", "export", "run"]
+Stage = Literal["train-teacher", "soft-targets", "distill", "finetune", "eval", "export", "run", "compare"]
 
 
 class Training(Section):
@@ -234,6 +234,28 @@ class Eval(Section):
     runs: int = Field(ge=1, description="single images that latency is measured on, within 10 seconds")
 
 
+class Compare(Section):
+    """What `compare` trains beside the control, how often, and how sure it is to be."""
+
+    losses: list[str] = Field(description="options of `loss` to compare, such as [kd,dkd]")
+    variants: dict[str, str] = Field(
+        description="name: overrides that make it, such as {hot: 'loss.T=8 loss.alpha=0.5'}"
+    )
+    seeds: int = Field(description="students of each: of student.seed and the seeds that follow it")
+    confidence: float = Field(
+        ge=0.5, lt=1, description="share of comparisons in which no verdict is to be wrong"
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _show_a_spread(cls, seeds: int) -> int:
+        if seeds < 2:
+            raise ValueError(
+                f"{seeds} cannot show how far results differ by chance: give at least 2, better 5"
+            )
+        return seeds
+
+
 class Config(Section):
     """The whole config: one tree for all stages, so that every command computes the same keys."""
 
@@ -261,6 +283,7 @@ class Config(Section):
     export: Export
     predict: Predict
     eval: Eval
+    compare: Compare
     device: Device
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from kdistill.metrics.calibration import calibration_gap
 
 def top1(logits: Tensor, labels: Tensor) -> float:
     """Share of the samples whose largest logit is the label's, in [0, 1]."""
-    return (logits.argmax(dim=1) == labels).double().mean().item()
+    return by_sample(logits, labels).mean().item()
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -63,6 +63,11 @@ def by_class(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy on the samples of each class, float64 `[K]`; nan for a class without any."""
     counts = confusion_matrix(logits, labels)
     return counts.diagonal().double() / counts.sum(dim=1)
+
+
+def by_sample(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where the largest logit is the label's and else 0, float64 `[N]`; the mean is `top1`."""
+    return (logits.argmax(dim=1) == labels).double()
 
 
 def summarise(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:

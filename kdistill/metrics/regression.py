@@ -24,6 +24,18 @@ def r2(logits: Tensor, labels: Tensor) -> float:
     return by_value(logits, labels).mean().item()
 
 
+def by_sample(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each sample's share of `r2`, float64 `[N]`: 1 less its squared error over the variance of the split's labels.
+
+    Mean over the values; the mean over the samples is `r2`.
+    """
+    labels = labels.double()
+    errors = (logits.double() - labels).square()
+    variance = (labels - labels.mean(dim=0)).square().mean(dim=0)
+    constant = by_value(logits, labels).expand_as(errors)
+    return torch.where(variance > 0, 1 - errors / variance.where(variance > 0, 1), constant).mean(dim=1)
+
+
 def rmse(logits: Tensor, labels: Tensor, unit: Sequence[float] | None = None) -> float:
     """Root mean squared error, mean over the values; `unit`: what 1 stands for, of each value. None: 1."""
     errors = (logits.double() - labels.double()).square().mean(dim=0).sqrt()

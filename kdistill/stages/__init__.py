@@ -2,6 +2,7 @@
 
 train_teacher -> make_soft_targets -> distill -> finetune -> evaluate        run: all of them
                                                        -> export: the student in a file of another format
+compare: run, for a control and variants over several seeds
 """
 
 from kdistill.stages.command import check_before, run_stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from kdistill.artifacts import Artifact
 from kdistill.config.models import kind_of
@@ -13,7 +14,9 @@ from kdistill.exports import FORMATS
 from kdistill.logs import early_warnings
 from kdistill.models import check_name
 from kdistill.records import Result, Table
+from kdistill.stages.arms import arms, check_arms
 from kdistill.stages.checks import check_method, check_shares
+from kdistill.stages.compare import compare
 from kdistill.stages.distill import distill
 from kdistill.stages.evaluate import Evaluation, evaluate
 from kdistill.stages.export import check_export, export
@@ -27,6 +30,7 @@ from kdistill.stages.soft_targets import check_soft_targets, make_soft_targets, 
 from kdistill.stages.subjects import given_model
 from kdistill.stages.tables import tables
 from kdistill.stages.train_teacher import check_fit, is_trainable, train_teacher
+from kdistill.stages.verdicts import told
 
 #: stage -> (its function, the stage that usually comes next)
 MAKERS: dict[str, tuple[Callable[[Job], Artifact], str]] = {
@@ -45,8 +49,13 @@ TRAINED: dict[str, tuple[Role, ...]] = {
 }
 
 
-def run_stage(config: Config, overrides: Sequence[str] = ()) -> Result:
-    """Run the stage that the config names. `overrides` are the user's words, for the suggested command."""
+def run_stage(config: Config, overrides: Sequence[str] = (), folder: Path | None = None) -> Result:
+    """Run the stage that the config names. `overrides` are the user's words, for the suggested command.
+
+    `folder` is the run's own, for what is no artifact.
+    """
+    if config.stage == "compare":
+        return told(compare(config, overrides), folder)
     job = Job.open(config, overrides)
     if config.stage in MAKERS:
         make, following = MAKERS[config.stage]
@@ -73,14 +82,19 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
     Raises the `UserError` that the job itself would raise, perhaps after hours.
     """
     words = list(overrides) or [()] * len(configs)
-    for config in configs:
+    compared = [arms(c, line) for c, line in zip(configs, words, strict=True) if c.stage == "compare"]
+    runs = [(c, line) for c, line in zip(configs, words, strict=True) if c.stage != "compare"]
+    runs += [(arm.config, arm.words) for found in compared for arm in found]
+    for config, _ in runs:
         for model in (config.teacher, *config.teacher.members.values(), *(c.student for c in config.steps)):
             if kind_of(model.name) == "network":
                 check_name(model.name)
     tried: set[str] = set()
     with early_warnings():
-        for config, line in zip(configs, words, strict=True):
+        for config, line in runs:
             _check_job(Job.open(config, line), tried)
+        for found in compared:
+            check_arms(found)
 
 
 def _check_job(job: Job, tried: set[str]) -> None:
@@ -245,14 +259,7 @@ def _judged(job: Job, evaluation: Evaluation) -> Result:
 
 def _next_command(job: Job) -> str:
     """What a user may want to know next: is the student better for its teacher?"""
-    taught = ("loss", "feature", "student.seed", "assistant", "generations")
-    free = [word for word in job.overrides if not word.startswith(taught)]
-    chosen = [word for word in job.overrides if word.startswith(("loss", "feature"))]
-    if job.config.loss.kind == "ce":
-        return job.command("run", [*free, "loss=kd"])
-    if job.previous is not None or job.config.device.processes > 1:
-        return job.command("run", [*free, "loss=ce"])
-    method = next((word for word in chosen if word.startswith("loss=")), "loss=kd")
-    if all(word == method for word in chosen):
-        return job.command("run", [*free, "-m", f"{method},ce", "student.seed=0,1,2"])
-    return job.command("run", [*free, "loss=ce"])
+    if job.config.loss.kind != "ce":
+        return job.command("compare")
+    taught = ("loss", "feature", "assistant", "generations")
+    return job.command("run", [*(word for word in job.overrides if not word.startswith(taught)), "loss=kd"])

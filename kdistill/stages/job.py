@@ -33,7 +33,7 @@ Watch = Callable[[str, dict[str, Any]], None]
 ROLES: tuple[Role, ...] = ("teacher", "student")
 #: overrides that the teacher does not depend on, left out of the command that makes it
 _STUDENTS = ("student", "assistant", "generations", "loss", "feature", "mixing", "finetune")
-_NOT_THE_TEACHERS = (*_STUDENTS, "soft_targets", "force", "eval", "model", "export", "predict")
+_NOT_THE_TEACHERS = (*_STUDENTS, "soft_targets", "force", "eval", "model", "export", "predict", "compare")
 
 
 class Job:

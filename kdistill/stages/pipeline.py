@@ -15,6 +15,12 @@ def run(job: Job) -> Evaluation:
 
     In a chain every step's student is distilled before it teaches the next one.
     """
+    make(job)
+    return evaluate(job)
+
+
+def make(job: Job) -> None:
+    """What `run` does but for the evaluation."""
     for step in job.chain:
         for teacher in step.teachers.values():
             # also for a student that learns from labels alone: the table compares with it
@@ -25,4 +31,3 @@ def run(job: Job) -> Evaluation:
         distill(step)
     if job.config.finetune.epochs:
         finetune(job)
-    return evaluate(job)
