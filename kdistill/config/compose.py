@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from kdistill import plugins
 from kdistill.config import explain, folders, safety
 from kdistill.config.schema import Config
+from kdistill.config.search import flat
 from kdistill.errors import ConfigError, did_you_mean
 
 VERSION_BASE = "1.3"
@@ -149,8 +150,14 @@ def users_words(overrides: Sequence[str]) -> list[str]:
 def _composer() -> Iterator[None]:
     for name, loss in plugins.losses().items():
         ConfigStore.instance().store(group="loss", name=name, node=loss.section, package="loss")
-    with initialize_config_dir(str(folders.shipped_dir()), version_base=VERSION_BASE):
-        yield
+    # A job of Hydra's may compose others, as a search does; it gets its own Hydra back.
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folders.shipped_dir()), version_base=VERSION_BASE):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _prepare(stage: str, words: Sequence[str]) -> tuple[list[str], list[Override]]:
@@ -294,11 +301,12 @@ def _checked(job: Sequence[str]) -> Config:
 @contextmanager
 def _as_current(cfg: DictConfig) -> Iterator[None]:
     """Let `${hydra:...}` in Hydra's own section resolve."""
+    outer = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(cfg)
     try:
         yield
     finally:
-        HydraConfig.instance().cfg = None
+        HydraConfig.instance().cfg = outer
 
 
 def _check_safety(cfg: DictConfig) -> None:
@@ -314,6 +322,8 @@ def _folder(cfg: DictConfig, multirun: bool) -> Path:
 def _validated(cfg: DictConfig) -> tuple[Config | None, list[str]]:
     job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     data = _without_missing(OmegaConf.to_container(job, resolve=True))
+    if isinstance(data.get("search"), dict):
+        data["search"] = flat(data["search"])
     try:
         return Config.model_validate(data), []
     except ValidationError as ex:

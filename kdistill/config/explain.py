@@ -62,6 +62,7 @@ def _problem(error: ErrorDetails, data: Mapping[str, Any]) -> str:
         parent = path.rpartition(".")[0]
         known = [key.removeprefix(f"{parent}.") for key in descriptions() if key.rpartition(".")[0] == parent]
         siblings = [key for key in _at(data, parent) if key in known and key != "stage"]
+        siblings = siblings or [key for key in _at(data, parent) if f"{parent}.{key}" != path]
         return f"{_ask(f'no setting {path!r}', _near(path, siblings))}\n{_settings(parent, siblings)}"
     if kind == "value_error":
         text = error["msg"].removeprefix("Value error, ").replace("input should", "must")
@@ -96,8 +97,12 @@ def _one_of(names: Sequence[str], given: Any) -> str:
 
 
 def _at(data: Any, path: str) -> Mapping[str, Any]:
+    key = ""
     for part in filter(None, path.split(".")):
-        data = data[part] if isinstance(data, Mapping) else data[int(part)]
+        key = f"{key}.{part}".lstrip(".")
+        if isinstance(data, Mapping) and key not in data:
+            continue  # keys of `search` have dots
+        data, key = data[key] if isinstance(data, Mapping) else data[int(key)], ""
     return dict(data)
 
 

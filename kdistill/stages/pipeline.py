@@ -11,7 +11,16 @@ from kdistill.stages.train_teacher import is_trainable, train_teacher
 
 
 def run(job: Job) -> Evaluation:
-    """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation.
+    """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation."""
+    make_teachers(job)
+    distill(job)
+    if job.config.finetune.epochs:
+        finetune(job)
+    return evaluate(job)
+
+
+def make_teachers(job: Job) -> None:
+    """Train the teachers and store their soft targets.
 
     In a chain every step's student is distilled before it teaches the next one.
     """
@@ -22,7 +31,5 @@ def run(job: Job) -> Evaluation:
                 train_teacher(teacher)
             if teacher.identity.needs_teacher and teacher.identity.stored:
                 make_soft_targets(teacher)
-        distill(step)
-    if job.config.finetune.epochs:
-        finetune(job)
-    return evaluate(job)
+        if step is not job:
+            distill(step)
