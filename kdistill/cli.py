@@ -158,6 +158,8 @@ def _planned(words: Words, overrides: Sequence[str] = ()) -> Plan:
     plan = compose.plan(words.command, [*words.rest, *overrides], "--multirun" in words.flags)
     if plan.multirun and (launch.is_rank() or any(c.device.processes > 1 for c in plan.configs)):
         raise ConfigError("-m goes with device.processes=1 alone: give the command once for each job instead")
+    if plan.multirun and words.command == "tune":
+        raise ConfigError("-m does not go with tune, which is a search of its own: give the command once for each")
     if folders.user_dirs():
         from kdistill.console import complain
 
