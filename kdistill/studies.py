@@ -85,7 +85,8 @@ class Study:
         if len({trial.values[0] for trial in complete}) < 2:
             return None
         evaluator = FanovaImportanceEvaluator(seed=self._settings.seed)
-        return get_param_importances(self._study, evaluator=evaluator, target=lambda trial: trial.values[0])
+        shares = get_param_importances(self._study, evaluator=evaluator, target=lambda trial: trial.values[0])
+        return {key: float(share) for key, share in shares.items()}
 
     @property
     def is_over(self) -> bool:

@@ -158,21 +158,16 @@ def test_the_best_option_is_the_best_student(done: tuple[Path, Result]) -> None:
 
 def test_choices_of_groups_and_nested_settings_go_into_the_best_option(tmp_path: Path) -> None:
     """Loss, student, optimizer and a network's parameter are searched; the option sets all of them."""
-    words = (
-        "search={loss: {type: choice, choices: [dkd]},"
-        " student: {type: choice, choices: [cnn], optim: {type: choice, choices: [adamw]},"
-        " params: {channels: {type: choice, choices: ['[6]']}}, batch_size: {type: choice, choices: [64]}},"
-        " mixing: {type: choice, choices: [mixup]}}"
-    )
-    own = [word for word in TINY if not word.startswith(("student=", "student.params", "student.batch_size"))]
-    line = [*own, f"runs={tmp_path}", words, "tune.trials=1", "soft_targets=live", "tune.final=false"]
-    config = compose.plan("tune", line).configs[0]
-    run_stage(config, line)
+    varied = {"loss": "dkd", "student": "cnn", "student.optim": "adamw", "mixing": "mixup"}
+    varied |= {"student.params.channels": "'[6]'", "student.batch_size": "64"}
+    search = [f"+search.{key}={{type: choice, choices: [{value}]}}" for key, value in varied.items()]
+    words = [word for word in TINY if word.partition("=")[0] not in varied]
+    words += [f"runs={tmp_path}", "soft_targets=live"]
+    line = [*words, "search=none", *search, "tune.trials=1", "tune.final=false"]
+    run_stage(compose.plan("tune", line).configs[0], line)
     study = content(tmp_path)
 
-    best = load_config(
-        *own, f"runs={tmp_path}", "soft_targets=live", "loss=best", config_dirs=[tmp_path / "studies" / study["name"]]
-    )
+    best = load_config(*words, "loss=best", config_dirs=[tmp_path / "studies" / study["name"]])
 
     assert (best.loss.kind, best.student.name, best.student.optim.kind) == ("dkd", "cnn", "adamw")
     assert (best.mixing.kind, best.student.batch_size, best.student.params) == ("mixup", 64, {"channels": [6]})
@@ -203,9 +198,9 @@ def test_what_is_ended_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_trial_that_fails_is_not_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A learning rate of 1e20 diverges: the reason is kept, and the study has as many finished trials as it should."""
-    search = "search={student: {optim: {lr: {type: choice, choices: [0.05, 0.06, 0.07, 1e20]}}}}"
+    search = "+search.student.optim.lr={type: choice, choices: [0.05, 0.06, 0.07, 1e20]}"
 
-    tune(tmp_path, search, "tune.trials=4", "tune.sampler=random", "tune.seed=3", "tune.final=false")
+    tune(tmp_path, "search=none", search, "tune.trials=4", "tune.sampler=random", "tune.seed=3", "tune.final=false")
 
     trials = content(tmp_path)["trials"]
     failed = [trial for trial in trials if trial["state"] == "FAIL"]
@@ -219,15 +214,15 @@ def test_a_trial_that_fails_is_not_the_end(tmp_path: Path, caplog: pytest.LogCap
 def test_trials_that_fail_one_after_another_are_the_end(tmp_path: Path) -> None:
     """Five in a row: the study stops with the last reason; each has another number, so the next start tries others."""
     with pytest.raises(RunError, match="^5 trials failed one after another, the last one because: the loss is not"):
-        tune(tmp_path, "search={student: {optim: {lr: {type: float, low: 1e19, high: 1e20}}}}")
+        tune(tmp_path, "search=none", "+search.student.optim.lr={type: float, low: 1e19, high: 1e20}")
 
     assert [trial["state"] for trial in content(tmp_path)["trials"]] == ["FAIL"] * 5
 
 
 def test_accuracy_against_size(tmp_path: Path) -> None:
     """Two networks: sizes are exact, and the front has those that no other one is better than in both."""
-    own = [word for word in TINY if not word.startswith("student.params")]
-    words = (*own, f"runs={tmp_path}", "search={student: {type: choice, choices: [mlp, cnn, resnet8]}}")
+    own = [word for word in TINY if not word.startswith(("student=", "student.params"))]
+    words = (*own, f"runs={tmp_path}", "search=none", "+search.student={type: choice, choices: [mlp, cnn, resnet8]}")
     words += ("tune.trials=5", "tune.sampler=random", "tune.against=parameters", "finetune=none")
     config = compose.plan("tune", words).configs[0]
 

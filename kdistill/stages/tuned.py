@@ -101,8 +101,9 @@ def ending(job: Job, study: Study, goal: Goal) -> Result:
 
 def write(job: Job, study: Study, goal: Goal) -> dict[str, Any]:
     """Write `study.json` and `trials.csv`; returns the content of the former."""
+    best = study.front  # first: other processes go on
     trials = [_entry(trial) for trial in study.trials]
-    front = [trials[number] for number in study.front]
+    front = [trials[number] for number in best]
     content = {
         "name": study.folder.name,
         "dataset": job.config.dataset.name,
@@ -114,7 +115,7 @@ def write(job: Job, study: Study, goal: Goal) -> dict[str, Any]:
         "trials": trials,
         "importance": None,
         "best": min(front, key=goal.loss)["number"] if front else None,
-        "front": study.front if goal.against else None,
+        "front": best if goal.against else None,
         "final": None,
     }
     write_json(study.folder / "study.json", content)

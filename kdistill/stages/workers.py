@@ -31,8 +31,7 @@ class Team:
         count = job.config.tune.workers
         self.threads = max(1, torch.get_num_threads() // count) if count > 1 else None
         """CPU threads of each; None where there is one."""
-        self._helpers = {} if is_worker() else {n: _start(job, n) for n in range(1, count)}
-        self._missed: set[int] = set()
+        self._helpers = [] if is_worker() else [_Helper(job, number) for number in range(1, count)]
 
     def __enter__(self) -> Team:
         return self
@@ -40,9 +39,9 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for helper in self._helpers.values():
+        for helper in self._helpers:
             if kind is not None:
-                helper.terminate()
+                helper.process.terminate()
             helper.wait()
 
     @property
@@ -51,29 +50,38 @@ class Team:
         return is_worker() and os.getppid() != int(os.environ[LEADER])
 
     def look(self) -> None:
-        """Say so, once, where a worker has ended before its time; its trial is taken up by another one."""
-        for number, helper in self._helpers.items():
-            if helper.poll() and number not in self._missed:
-                self._missed.add(number)
-                log.warning("worker %d has ended with exit code %d: the others go on", number, helper.returncode)
+        """Say so where a worker has ended before its time; its trial is taken up by another one."""
+        for helper in self._helpers:
+            helper.look()
 
 
-def _start(job: Job, number: int) -> subprocess.Popen[str]:
-    words = shlex.split(job.command("tune"))[1:]
-    helper = subprocess.Popen(
-        [sys.executable, "-m", "kdistill", *words],
-        env=os.environ | {LEADER: str(os.getpid())},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    Thread(target=_pass_on, args=(helper, number), daemon=True).start()
-    return helper
+class _Helper:
+    """The same command in a process of its own, whose lines go into this one's log."""
 
+    def __init__(self, job: Job, number: int) -> None:
+        self._number, self._is_missed = number, False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kdistill", *shlex.split(job.command("tune"))[1:]],
+            env=os.environ | {LEADER: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = Thread(target=self._pass_on, daemon=True)
+        self._reader.start()
 
-def _pass_on(helper: subprocess.Popen[str], number: int) -> None:
-    """Write a worker's lines into this process's log."""
-    assert helper.stderr is not None
-    for line in helper.stderr:
-        log.info("worker %d: %s", number, line.rstrip())
+    def look(self) -> None:
+        if self.process.poll() and not self._is_missed:
+            self._is_missed = True
+            code = self.process.returncode
+            log.warning("worker %d has ended with exit code %d: the others go on", self._number, code)
+
+    def wait(self) -> None:
+        self._reader.join()
+        self.process.wait()
+
+    def _pass_on(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            log.info("worker %d: %s", self._number, line.rstrip())
