@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -206,15 +208,16 @@ def _write_option(job: Job, folder: Path, goal: Goal, best: Mapping[str, Any]) -
 def _option(job: Job, params: Mapping[str, Any]) -> dict[str, Any]:
     """The whole loss as it is, options of other groups as overrides of the defaults, other settings as values."""
     chosen: list[dict[str, Any]] = []
-    values = OmegaConf.create({"loss": job.config.loss.model_dump(mode="json")})
+    config = job.config.model_dump(mode="json")
+    values = OmegaConf.create({"loss": config["loss"]})
     for key, value in params.items():
         if key.partition(".")[0] in ("loss", "feature"):
             continue
         group = long_form(f"{key}={shown(value)}").partition("=")[0]
         if "@" in group or group in folders.groups():
             chosen.append({f"override /{group}": value})
-        else:
-            OmegaConf.update(values, key, value, force_add=True)
+        else:  # as the config has it: a list was sampled as text
+            OmegaConf.update(values, key, reduce(getitem, key.split("."), config), force_add=True)
     settings = OmegaConf.to_container(values)
     assert isinstance(settings, dict)
     return {"defaults": chosen, **settings} if chosen else {str(key): value for key, value in settings.items()}
