@@ -9,7 +9,7 @@ from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from kdistill.config import folders
 from kdistill.config.compose import long_form
@@ -156,7 +156,8 @@ def _table(job: Job, goal: Goal, content: Mapping[str, Any]) -> Table:
     else:
         best = sorted(complete, key=goal.loss)[:SHOWN]
     keys = list(job.config.search)
-    columns = [_column(job, metric) for metric in goal.metrics]
+    known = {column.key: column for column in (*job.task.columns, *COSTS)}
+    columns = [known[metric] for metric in goal.metrics]
     rows: list[list[object]] = [
         [
             trial["number"],
@@ -178,11 +179,6 @@ def _table(job: Job, goal: Goal, content: Mapping[str, Any]) -> Table:
     return Table(title, ["trial", *headings, *keys, "epochs", "seconds"], rows, "\n".join(notes))
 
 
-def _column(job: Job, metric: str) -> Column:
-    known = {column.key: column for column in (*job.task.columns, *COSTS)}
-    return known[metric]
-
-
 def _short(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
@@ -200,24 +196,25 @@ def _write_option(job: Job, folder: Path, goal: Goal, best: Mapping[str, Any]) -
     path = folder / "loss" / "best.yaml"
     path.parent.mkdir(exist_ok=True)
     about = f"# Trial {best['number']} of the study {folder.name}: validation {goal.metric} {best['values'][0]:.5g}"
-    content = OmegaConf.to_yaml(OmegaConf.create(_option(job, best["params"])))
+    content = OmegaConf.to_yaml(_option(job, best["params"]))
     write_bytes(path, f"# @package _global_\n{about}\n{content}".encode())
     return path
 
 
-def _option(job: Job, params: Mapping[str, Any]) -> dict[str, Any]:
+def _option(job: Job, params: Mapping[str, Any]) -> DictConfig:
     """The whole loss as it is, options of other groups as overrides of the defaults, other settings as values."""
-    chosen: list[dict[str, Any]] = []
     config = job.config.model_dump(mode="json")
-    values = OmegaConf.create({"loss": config["loss"]})
+    chosen: list[dict[str, Any]] = []
+    values: dict[str, Any] = {}
     for key, value in params.items():
+        group = long_form(f"{key}={shown(value)}").partition("=")[0]
         if key.partition(".")[0] in ("loss", "feature"):
             continue
-        group = long_form(f"{key}={shown(value)}").partition("=")[0]
         if "@" in group or group in folders.groups():
             chosen.append({f"override /{group}": value})
         else:  # as the config has it: a list was sampled as text
-            OmegaConf.update(values, key, reduce(getitem, key.split("."), config), force_add=True)
-    settings = OmegaConf.to_container(values)
-    assert isinstance(settings, dict)
-    return {"defaults": chosen, **settings} if chosen else {str(key): value for key, value in settings.items()}
+            values[key] = reduce(getitem, key.split("."), config)
+    option = OmegaConf.create({"defaults": chosen, "loss": config["loss"]})
+    for key, value in values.items():
+        OmegaConf.update(option, key, value, force_add=True)
+    return option
