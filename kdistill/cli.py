@@ -159,7 +159,9 @@ def _planned(words: Words, overrides: Sequence[str] = ()) -> Plan:
     if plan.multirun and (launch.is_rank() or any(c.device.processes > 1 for c in plan.configs)):
         raise ConfigError("-m goes with device.processes=1 alone: give the command once for each job instead")
     if plan.multirun and words.command == "tune":
-        raise ConfigError("-m does not go with tune, which is a search of its own: give the command once for each")
+        raise ConfigError(
+            "-m does not go with tune, which is a search of its own: give the command once for each"
+        )
     if folders.user_dirs():
         from kdistill.console import complain
 

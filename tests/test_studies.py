@@ -61,7 +61,9 @@ def test_what_is_sampled_lies_in_the_ranges(study: Open) -> None:
         assert 0 <= params["loss.alpha"] <= 0.9
         assert params["student.batch_size"] in range(8, 13)
     assert {params["loss"] for params in sampled(one)} == {"kd", "dkd"}
-    assert sum(params["loss.T"] < 4 for params in sampled(one)) in range(12, 29)  # half of them: the scale is log
+    assert sum(params["loss.T"] < 4 for params in sampled(one)) in range(
+        12, 29
+    )  # half of them: the scale is log
 
 
 def test_the_seed_alone_decides(study: Open) -> None:

@@ -136,7 +136,9 @@ def test_a_finished_study_is_not_run_again(done: tuple[Path, Result]) -> None:
     assert again.message == result.message
 
     tune(runs, *SEARCH, "tune.trials=4")
-    assert [trial["params"] for trial in content(runs)["trials"][:3]] == [t["params"] for t in study["trials"]]
+    assert [trial["params"] for trial in content(runs)["trials"][:3]] == [
+        t["params"] for t in study["trials"]
+    ]
     assert len([name for name in made(runs).keys() - before.keys() if "student" in name]) == 1
 
 
@@ -170,7 +172,11 @@ def test_choices_of_groups_and_nested_settings_go_into_the_best_option(tmp_path:
     best = load_config(*words, "loss=best", config_dirs=[tmp_path / "studies" / study["name"]])
 
     assert (best.loss.kind, best.student.name, best.student.optim.kind) == ("dkd", "cnn", "adamw")
-    assert (best.mixing.kind, best.student.batch_size, best.student.params) == ("mixup", 64, {"channels": [6]})
+    assert (best.mixing.kind, best.student.batch_size, best.student.params) == (
+        "mixup",
+        64,
+        {"channels": [6]},
+    )
     found = Job.open(best).find_finetuned()
     assert found is not None
     assert str(found.folder) == study["trials"][0]["artifact"]
@@ -200,7 +206,15 @@ def test_a_trial_that_fails_is_not_the_end(tmp_path: Path, caplog: pytest.LogCap
     """A learning rate of 1e20 diverges: the reason is kept, and the study has as many finished trials as it should."""
     search = "+search.student.optim.lr={type: choice, choices: [0.05, 0.06, 0.07, 1e20]}"
 
-    tune(tmp_path, "search=none", search, "tune.trials=4", "tune.sampler=random", "tune.seed=3", "tune.final=false")
+    tune(
+        tmp_path,
+        "search=none",
+        search,
+        "tune.trials=4",
+        "tune.sampler=random",
+        "tune.seed=3",
+        "tune.final=false",
+    )
 
     trials = content(tmp_path)["trials"]
     failed = [trial for trial in trials if trial["state"] == "FAIL"]
@@ -213,7 +227,9 @@ def test_a_trial_that_fails_is_not_the_end(tmp_path: Path, caplog: pytest.LogCap
 
 def test_trials_that_fail_one_after_another_are_the_end(tmp_path: Path) -> None:
     """Five in a row: the study stops with the last reason; each has another number, so the next start tries others."""
-    with pytest.raises(RunError, match="^5 trials failed one after another, the last one because: the loss is not"):
+    with pytest.raises(
+        RunError, match=r"^5 trials failed one after another, the last one because: the loss is not"
+    ):
         tune(tmp_path, "search=none", "+search.student.optim.lr={type: float, low: 1e19, high: 1e20}")
 
     assert [trial["state"] for trial in content(tmp_path)["trials"]] == ["FAIL"] * 5
@@ -222,7 +238,12 @@ def test_trials_that_fail_one_after_another_are_the_end(tmp_path: Path) -> None:
 def test_accuracy_against_size(tmp_path: Path) -> None:
     """Two networks: sizes are exact, and the front has those that no other one is better than in both."""
     own = [word for word in TINY if not word.startswith(("student=", "student.params"))]
-    words = (*own, f"runs={tmp_path}", "search=none", "+search.student={type: choice, choices: [mlp, cnn, resnet8]}")
+    words = (
+        *own,
+        f"runs={tmp_path}",
+        "search=none",
+        "+search.student={type: choice, choices: [mlp, cnn, resnet8]}",
+    )
     words += ("tune.trials=5", "tune.sampler=random", "tune.against=parameters", "finetune=none")
     config = compose.plan("tune", words).configs[0]
 
@@ -310,7 +331,15 @@ def test_the_command_and_what_it_suggests(
 
 
 def start(runs: Path, *words: str) -> subprocess.Popen[str]:
-    line = (*TINY, *SEARCH, "dataset.samples=2000", "student.epochs=4", "tune.trials=8", f"runs={runs}", *words)
+    line = (
+        *TINY,
+        *SEARCH,
+        "dataset.samples=2000",
+        "student.epochs=4",
+        "tune.trials=8",
+        f"runs={runs}",
+        *words,
+    )
     command = [sys.executable, "-m", "kdistill", "tune", *line]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

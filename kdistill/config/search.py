@@ -88,7 +88,8 @@ class Tune(Section):
     """A study: how many trials of the search, which ones, and what they are judged by."""
 
     name: str | None = Field(
-        pattern=r"^\w[\w.-]*$", description="letters, digits, _, - and . after the first one; null: a name made from the settings"
+        pattern=r"^\w[\w.-]*$",
+        description="letters, digits, _, - and . after the first one; null: a name made from the settings",
     )
     trials: int = Field(ge=1, description="trials in total, those of earlier starts included")
     minutes: float | None = Field(gt=0, description="no trial is begun later than this; null: no limit")

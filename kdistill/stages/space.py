@@ -71,7 +71,9 @@ def _check_words(job: Job) -> None:
     for word in fixed_words(job.overrides):
         key = word.lstrip("+~").partition("=")[0]
         if key in job.config.search:
-            raise ConfigError(f"{word} is given, but the search varies {key}: take it out, or add ~search.{key}")
+            raise ConfigError(
+                f"{word} is given, but the search varies {key}: take it out, or add ~search.{key}"
+            )
 
 
 def _check_key(key: str, start: Job, others: Sequence[Job]) -> None:
@@ -81,7 +83,11 @@ def _check_key(key: str, start: Job, others: Sequence[Job]) -> None:
         raise ConfigError(f"search.{key}: trials are compared on one data set; use a sweep: kdistill run -m")
     for other in others:
         if _teachers(other) != _teachers(start):
-            who = "the teacher" if start.previous is None else f"{start.previous.config.student.name}, which teaches,"
+            who = (
+                "the teacher"
+                if start.previous is None
+                else f"{start.previous.config.student.name}, which teaches,"
+            )
             raise ConfigError(
                 f"search.{key}: {who} depends on it, and all trials share one teacher; use a sweep: kdistill run -m"
             )

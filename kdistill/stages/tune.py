@@ -45,7 +45,9 @@ def check_tune(job: Job) -> list[Job]:
             " trials at the same time"
         )
     if config.force:
-        raise ConfigError("force=true: a study goes on where it stopped; give another one a name with tune.name=NAME")
+        raise ConfigError(
+            "force=true: a study goes on where it stopped; give another one a name with tune.name=NAME"
+        )
     goal_of(job)
     if is_worker():
         return []
@@ -119,7 +121,9 @@ def _settings(job: Job) -> dict[str, Any]:
 def _dotted(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in node.items():
-        found |= _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= (
+            _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        )
     return found
 
 

@@ -121,8 +121,20 @@ def write(job: Job, study: Study, goal: Goal) -> dict[str, Any]:
         "final": None,
     }
     write_json(study.folder / "study.json", content)
-    columns = ["number", "state", *goal.metrics, *job.config.search, "epochs", "seconds", "artifact", "reason"]
-    flat = [trial | trial["params"] | dict(zip(goal.metrics, trial["values"] or [], strict=False)) for trial in trials]
+    columns = [
+        "number",
+        "state",
+        *goal.metrics,
+        *job.config.search,
+        "epochs",
+        "seconds",
+        "artifact",
+        "reason",
+    ]
+    flat = [
+        trial | trial["params"] | dict(zip(goal.metrics, trial["values"] or [], strict=False))
+        for trial in trials
+    ]
     rows = [[trial.get(column) for column in columns] for trial in flat]
     Table("", columns, rows).to_csv(study.folder / "trials.csv")
     return content
@@ -172,7 +184,11 @@ def _table(job: Job, goal: Goal, content: Mapping[str, Any]) -> Table:
     counts = {word: sum(trial["state"] == state for trial in trials) for word, state in states.items()}
     title = f"{content['name']}: {', '.join(f'{count} {word}' for word, count in counts.items() if count)}"
     headings = [f"validation {columns[0].heading}", *(column.heading for column in columns[1:])]
-    notes = [f"the best {len(best)} of them" if not goal.against else "those that no other one is better than in both"]
+    notes = [
+        f"the best {len(best)} of them"
+        if not goal.against
+        else "those that no other one is better than in both"
+    ]
     if content["importance"]:
         shares = ", ".join(f"{key} {share:.2f}" for key, share in content["importance"].items())
         notes.append(f"importance, as a share of the variance of {goal.metric}: {shares}")
