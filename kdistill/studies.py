@@ -206,7 +206,7 @@ def _sampler(kind: str, seed: int, number: int) -> BaseSampler:
 def _pruner(kind: str, epochs: int) -> BasePruner:
     if kind == "hyperband":
         return HyperbandPruner(max_resource=max(1, epochs))
-    return MedianPruner() if kind == "median" else NopPruner()
+    return MedianPruner(n_warmup_steps=epochs // 5) if kind == "median" else NopPruner()
 
 
 def _suggest(trial: Trial, key: str, values: Range) -> Scalar:

@@ -201,7 +201,7 @@ def unknown_setting(key: str, cfg: DictConfig) -> str:
         siblings += [group for group in groups if group not in siblings]
     prefix = f"{parent}." if parent else ""
     tail = key.removeprefix(f"{prefix}{wrong}")
-    repaired = [f"{prefix}{name}{tail}" for name in difflib.get_close_matches(wrong, siblings, n=2)]
+    repaired = [f"{prefix}{name}{tail}" for name in _close(wrong, siblings)]
     hint = _or(repaired) or _near(key, [name for name in siblings if prefix], cfg)
     return f"{_ask(f'no setting {key!r}', hint)}\n{_settings(parent, siblings)}"
 
@@ -219,11 +219,15 @@ def _near(key: str, siblings: Sequence[str], cfg: DictConfig | None = None) -> s
     parent, _, wrong = key.rpartition(".")
     prefix = f"{parent}." if parent else ""
     texts = {path: text for path, text in descriptions().items() if cfg is None or _has(cfg, path)}
-    near = [prefix + name for name in difflib.get_close_matches(wrong, siblings, n=2)]
+    near = [prefix + name for name in _close(wrong, siblings)]
     beside = {path: texts.get(path, "") for path in (prefix + name for name in siblings)}
     near = near or _described(wrong, beside)
     near = near or [path for path in texts if path.rpartition(".")[2] == wrong][:3]
     return _or(near or _described(wrong, texts)[:2])
+
+
+def _close(word: str, names: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(word, names, n=2, cutoff=0.65)
 
 
 def _described(word: str, texts: Mapping[str, str]) -> list[str]:

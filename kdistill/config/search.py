@@ -32,7 +32,7 @@ class _Interval(Section):
 
 
 class FloatRange(_Interval):
-    type: Literal["float"]
+    type: Literal["float"] = Field(description="numbers between two ends")
     low: float = Field(description="smallest value")
     high: float = Field(description="largest value")
 
@@ -43,7 +43,7 @@ class FloatRange(_Interval):
 class LogRange(_Interval):
     """Every factor is as likely as every other of its size: 1 to 4 as often as 4 to 16."""
 
-    type: Literal["log"]
+    type: Literal["log"] = Field(description="numbers between two ends, by their logarithm")
     low: float = Field(gt=0, description="smallest value, greater than 0")
     high: float = Field(description="largest value")
 
@@ -52,7 +52,7 @@ class LogRange(_Interval):
 
 
 class IntRange(_Interval):
-    type: Literal["int"]
+    type: Literal["int"] = Field(description="whole numbers between two ends")
     low: int = Field(description="smallest value")
     high: int = Field(description="largest value")
 
@@ -63,7 +63,7 @@ class IntRange(_Interval):
 class Choice(Section):
     """Values of a setting, or options of a config group."""
 
-    type: Literal["choice"]
+    type: Literal["choice"] = Field(description="one of several")
     choices: list[Scalar] = Field(min_length=1, description="values, or options of a config group")
 
     @model_validator(mode="after")

@@ -185,9 +185,7 @@ def _table(job: Job, goal: Goal, content: Mapping[str, Any]) -> Table:
     title = f"{content['name']}: {', '.join(f'{count} {word}' for word, count in counts.items() if count)}"
     headings = [f"validation {columns[0].heading}", *(column.heading for column in columns[1:])]
     notes = [
-        f"the best {len(best)} of them"
-        if not goal.against
-        else "those that no other one is better than in both"
+        "those that no other one is better than in both" if goal.against else "complete trials, best first"
     ]
     if content["importance"]:
         shares = ", ".join(f"{key} {share:.2f}" for key, share in content["importance"].items())
