@@ -231,12 +231,14 @@ def _report_single() -> int:
 def _call_hydra(argv: list[str]) -> None:
     import hydra
 
-    from kdistill.config import compose, folders
+    from kdistill.config import folders, hydra_state
     from kdistill.task import task
 
     with _hydra_process(["kdistill", *argv]):
         hydra.main(
-            version_base=compose.VERSION_BASE, config_path=str(folders.shipped_dir()), config_name="config"
+            version_base=hydra_state.VERSION_BASE,
+            config_path=str(folders.shipped_dir()),
+            config_name="config",
         )(task)()
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from kdistill.config import explain, folders, safety
-from kdistill.config.hydra_state import VERSION_BASE, as_current, composer
+from kdistill.config.hydra_state import as_current, composer
 from kdistill.config.schema import Config
 from kdistill.config.search import flat
 from kdistill.errors import ConfigError, did_you_mean
