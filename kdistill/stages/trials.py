@@ -36,7 +36,7 @@ FAILURES = 5
 FAILS = (Diverged, ConfigError, ModelError, torch.OutOfMemoryError)
 
 
-def run_trials(job: Job, study: Study, metric: str, team: Team, note: Callable[[], None]) -> None:
+def run_trials(job: Job, study: Study, metric: str, team: Team, note: Callable[[], object]) -> None:
     """Run trials until the study has all, or the time is over; `note` is called after each.
 
     Raises `RunError` when one after another fails.

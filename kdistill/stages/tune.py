@@ -99,7 +99,7 @@ def folder_of(job: Job) -> Path:
 def _most_epochs(job: Job) -> int:
     """The most epochs that a student of the search is trained for."""
     searched = job.config.search.get("student.epochs")
-    return max(map(int, searched.samples)) if searched else job.config.student.epochs
+    return max(int(value or 0) for value in searched.samples) if searched else job.config.student.epochs
 
 
 def _require_optuna() -> None:
