@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,13 +25,16 @@ from kdistill.cli import main
 from kdistill.config import compose, folders
 from kdistill.errors import ConfigError, RunError
 from kdistill.records import Result
-from kdistill.stages import check_before, run_stage, trials
+from kdistill.stages import run_stage, trials
 from kdistill.stages.job import Job
+from kdistill.stages.pipeline import make_teachers
+from kdistill.stages.space import fixed_words
+from kdistill.stages.tune import goal_of
 from tests.conftest import TINY
 
 #: what a study says of itself that differs between two equal ones
 CLOCK = ("seconds", "artifact")
-SEARCH = ("search=kd", "search.student.optim.lr.high=0.2", "tune.trials=3")
+SEARCH = ("search=kd", "search.student.optim.lr.high=0.2", "tune.trials=3", "tune.metric=nll")
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +45,7 @@ def _configs() -> Iterator[None]:
 
 def tune(runs: Path, *words: str) -> Result:
     words = (*TINY, f"runs={runs}", *words)
-    config = compose.plan("tune", words).configs[0]
-    check_before([config], [words])
-    return run_stage(config, words)
+    return run_stage(compose.plan("tune", words).configs[0], words)
 
 
 def content(runs: Path) -> dict[str, Any]:
@@ -58,9 +60,23 @@ def made(runs: Path) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with the teacher and its soft targets."""
+    runs = tmp_path_factory.mktemp("taught") / "runs"
+    make_teachers(Job.open(load_config(*TINY, f"runs={runs}")))
+    return runs
+
+
+@pytest.fixture
+def runs(taught: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return shutil.copytree(taught, tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def done(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A finished study of three trials, and what the stage handed back."""
-    runs = tmp_path_factory.mktemp("done") / "runs"
+    runs = shutil.copytree(taught, tmp_path_factory.mktemp("done") / "runs")
     return runs, tune(runs, *SEARCH)
 
 
@@ -89,16 +105,16 @@ def test_the_file_of_a_study(done: tuple[Path, Result]) -> None:
         "loss.alpha": "0 to 0.9",
         "student.optim.lr": "0.01 to 0.2, log",
     }
-    assert (study["metrics"], study["directions"], study["front"]) == (["top1"], ["maximize"], None)
+    assert (study["metrics"], study["directions"], study["front"]) == (["nll"], ["minimize"], None)
     assert study["command"].startswith("kdistill tune dataset=synthetic ")
     assert study["dataset"] == "synthetic"
     for number, trial in enumerate(study["trials"]):
         finetuned = Artifact(Path(trial["artifact"]))
         assert (trial["number"], trial["state"], trial["epochs"]) == (number, "COMPLETE", 3)
-        assert trial["values"] == [finetuned.manifest["validation"]["top1"]]
+        assert trial["values"] == [finetuned.manifest["validation"]["nll"]]
         assert set(trial["params"]) == set(study["search"])
         assert trial["words"] == [f"{key}={value}" for key, value in trial["params"].items()]
-    best = max(study["trials"], key=lambda trial: trial["values"])
+    best = min(study["trials"], key=lambda trial: trial["values"])
     assert study["trials"][study["best"]]["values"] == best["values"]
     assert study["final"]["artifact"] == study["trials"][study["best"]]["artifact"]
     assert Path(study["final"]["evaluation"]).is_file()
@@ -106,7 +122,7 @@ def test_the_file_of_a_study(done: tuple[Path, Result]) -> None:
     assert result.row["test top1"] == round(study["final"]["scores"]["top1"], 5)
     with (runs / "studies" / name / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["top1"]) for row in rows] == [trial["values"][0] for trial in study["trials"]]
+    assert [float(row["nll"]) for row in rows] == [trial["values"][0] for trial in study["trials"]]
     assert float(rows[0]["loss.T"]) == study["trials"][0]["params"]["loss.T"]
 
 
@@ -117,10 +133,10 @@ def test_the_table_of_a_study(done: tuple[Path, Result]) -> None:
     trials, scores = result.tables[0], result.tables[1]
 
     assert trials.title == f"{study['name']}: 3 complete"
-    assert trials.columns == ["trial", "validation top-1 %", *study["search"], "epochs", "seconds"]
+    assert trials.columns == ["trial", "validation NLL", *study["search"], "epochs", "seconds"]
     assert trials.rows[0][0] == study["best"]
     assert trials.note.startswith(
-        "complete trials, best first\nimportance, as a share of the variance of top1: "
+        "complete trials, best first\nimportance, as a share of the variance of nll: "
     )
     assert scores.title == "synthetic: 64 test images"
     assert f"next: kdistill distill --config-dir {runs}/studies/{study['name']} dataset=" in result.message
@@ -160,18 +176,18 @@ def test_the_best_option_is_the_best_student(done: tuple[Path, Result]) -> None:
     assert f"# Trial {study['best']} of the study {study['name']}" in (folder / "loss/best.yaml").read_text()
 
 
-def test_choices_of_groups_and_nested_settings_go_into_the_best_option(tmp_path: Path) -> None:
+def test_choices_of_groups_and_nested_settings_go_into_the_best_option(runs: Path) -> None:
     """Loss, student, optimizer and a network's parameter are searched; the option sets all of them."""
     varied = {"loss": "js", "student": "cnn", "student.optim": "adamw", "mixing": "mixup"}
     varied |= {"student.params.channels": "'[6]'", "student.batch_size": "64"}
     search = [f"+search.{key}={{type: choice, choices: [{value}]}}" for key, value in varied.items()]
     words = [word for word in TINY if word.partition("=")[0] not in varied]
-    words += [f"runs={tmp_path}", "soft_targets=live"]
+    words += [f"runs={runs}", "soft_targets=live"]
     line = [*words, "search=none", *search, "tune.trials=1", "tune.final=false"]
     run_stage(compose.plan("tune", line).configs[0], line)
-    study = content(tmp_path)
+    study = content(runs)
 
-    best = load_config(*words, "loss=best", config_dirs=[tmp_path / "studies" / study["name"]])
+    best = load_config(*words, "loss=best", config_dirs=[runs / "studies" / study["name"]])
 
     assert (best.loss.kind, best.student.name, best.student.optim.kind) == ("js", "cnn", "adamw")
     assert (best.mixing.kind, best.student.batch_size, best.student.params) == (
@@ -190,26 +206,26 @@ class EveryOther(optuna.pruners.BasePruner):
         return trial.number % 2 == 1 and trial.last_step == 2
 
 
-def test_what_is_ended_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_ended_early_leaves_nothing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of four trials end after two of three epochs: two students, no half ones, and the file says so."""
     monkeypatch.setattr(studies, "_pruner", lambda kind, epochs: EveryOther())
 
-    result = tune(tmp_path, *SEARCH, "tune.trials=4", "tune.final=false")
+    result = tune(runs, *SEARCH, "tune.trials=4", "tune.final=false")
 
-    trials = content(tmp_path)["trials"]
+    trials = content(runs)["trials"]
     assert [(trial["state"], trial["epochs"]) for trial in trials] == [("COMPLETE", 3), ("PRUNED", 2)] * 2
     assert trials[1]["values"] is not None
     assert trials[1]["artifact"] is None
-    assert sorted(path.suffix for path in (tmp_path / "artifacts/student").iterdir()) == ["", ""]
+    assert sorted(path.suffix for path in (runs / "artifacts/student").iterdir()) == ["", ""]
     assert result.tables[0].title.endswith(": 2 complete, 2 ended early")
 
 
-def test_a_trial_that_fails_is_not_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trial_that_fails_is_not_the_end(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A learning rate of 1e20 diverges: the reason is kept, and the study has as many finished trials as it should."""
     search = "+search.student.optim.lr={type: choice, choices: [0.05, 0.06, 0.07, 1e20]}"
 
     tune(
-        tmp_path,
+        runs,
         "search=none",
         search,
         "tune.trials=4",
@@ -218,7 +234,7 @@ def test_a_trial_that_fails_is_not_the_end(tmp_path: Path, caplog: pytest.LogCap
         "tune.final=false",
     )
 
-    trials = content(tmp_path)["trials"]
+    trials = content(runs)["trials"]
     failed = [trial for trial in trials if trial["state"] == "FAIL"]
     assert len(trials) - len(failed) == 4
     assert failed
@@ -227,22 +243,22 @@ def test_a_trial_that_fails_is_not_the_end(tmp_path: Path, caplog: pytest.LogCap
     assert f"trial {failed[0]['number']} failed: the loss is not finite" in caplog.text
 
 
-def test_trials_that_fail_one_after_another_are_the_end(tmp_path: Path) -> None:
+def test_trials_that_fail_one_after_another_are_the_end(runs: Path) -> None:
     """Five in a row: the study stops with the last reason; each has another number, so the next start tries others."""
     with pytest.raises(
         RunError, match=r"^5 trials failed one after another, the last one because: the loss is not"
     ):
-        tune(tmp_path, "search=none", "+search.student.optim.lr={type: float, low: 1e19, high: 1e20}")
+        tune(runs, "search=none", "+search.student.optim.lr={type: float, low: 1e19, high: 1e20}")
 
-    assert [trial["state"] for trial in content(tmp_path)["trials"]] == ["FAIL"] * 5
+    assert [trial["state"] for trial in content(runs)["trials"]] == ["FAIL"] * 5
 
 
-def test_accuracy_against_size(tmp_path: Path) -> None:
+def test_accuracy_against_size(runs: Path) -> None:
     """Two networks: sizes are exact, and the front has those that no other one is better than in both."""
     own = [word for word in TINY if not word.startswith(("student=", "student.params"))]
     words = (
         *own,
-        f"runs={tmp_path}",
+        f"runs={runs}",
         "search=none",
         "+search.student={type: choice, choices: [mlp, cnn, resnet8]}",
     )
@@ -251,7 +267,7 @@ def test_accuracy_against_size(tmp_path: Path) -> None:
 
     result = run_stage(config, words)
 
-    study = content(tmp_path)
+    study = content(runs)
     assert study["metrics"] == ["top1", "parameters"]
     assert study["directions"] == ["maximize", "minimize"]
     for trial in study["trials"]:
@@ -268,28 +284,60 @@ def test_accuracy_against_size(tmp_path: Path) -> None:
     assert "those that no other one is better than in both" in result.tables[0].note
 
 
-def test_latency_is_measured_on_what_was_trained(tmp_path: Path) -> None:
+def test_latency_is_measured_on_what_was_trained(runs: Path) -> None:
     """Seconds for one image, as `kdistill eval` measures them."""
-    tune(tmp_path, *SEARCH, "tune.trials=1", "tune.against=latency", "eval.runs=3", "tune.final=false")
+    tune(runs, *SEARCH, "tune.trials=1", "tune.against=latency", "eval.runs=3", "tune.final=false")
 
-    (trial,) = content(tmp_path)["trials"]
+    (trial,) = content(runs)["trials"]
     assert 0 < trial["values"][1] < 1
 
 
-def test_another_config_is_another_study(tmp_path: Path) -> None:
+def test_another_config_is_another_study(runs: Path) -> None:
     """Without a name, changed settings begin a study of their own; with one, they are refused, and named."""
-    tune(tmp_path, *SEARCH, "tune.trials=1", "tune.final=false", "tune.name=mine")
-    folder = tmp_path / "studies" / "mine"
+    tune(runs, *SEARCH, "tune.trials=1", "tune.final=false", "tune.name=mine")
+    folder = runs / "studies" / "mine"
 
     with pytest.raises(ConfigError) as caught:
-        tune(tmp_path, *SEARCH, "tune.name=mine", "student.epochs=2", "search.loss.T.high=8")
+        tune(runs, *SEARCH, "tune.name=mine", "student.epochs=2", "search.loss.T.high=8")
 
     assert str(caught.value) == (
         "the study mine was begun with student.epochs=3, now 2; search.loss.T.high=16.0, now 8.0. Give this one another"
         f" name, tune.name=NAME, or remove {folder}"
     )
-    tune(tmp_path, *SEARCH, "tune.trials=1", "tune.final=false", "student.epochs=2")
+    tune(runs, *SEARCH, "tune.trials=1", "tune.final=false", "student.epochs=2")
     assert len(list(folder.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "direction"),
+    [
+        ((), "top1", "maximize"),
+        (("tune.metric=nll",), "nll", "minimize"),
+        (("dataset=synthetic_multilabel",), "map", "maximize"),
+        (("dataset=synthetic_multilabel", "tune.metric=f1"), "f1", "maximize"),
+        (("experiment=diabetes",), "r2", "maximize"),
+        (("experiment=diabetes", "tune.metric=rmse"), "rmse", "minimize"),
+    ],
+)
+def test_what_a_task_can_be_tuned_for(words: tuple[str, ...], metric: str, direction: str) -> None:
+    """The task's own score by default, larger is better; errors are better where they are smaller."""
+    goal = goal_of(Job.open(load_config(*words)))
+
+    assert (goal.metrics, goal.directions) == ([metric], [direction])
+
+
+def test_words_about_the_search_are_not_the_trials() -> None:
+    """What a trial, and the suggested command, are given of the user's words."""
+    words = [
+        "student=mlp",
+        "tune.trials=3",
+        "search=none",
+        "+search.loss.T={type: int}",
+        "~search.loss",
+        "loss.beta=1",
+    ]
+
+    assert fixed_words(words) == ["student=mlp", "loss.beta=1"]
 
 
 def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,16 +489,16 @@ def test_ctrl_c_saves_the_trial(tmp_path: Path) -> None:
     again.communicate()
 
 
-def test_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_is_over(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three trials within the minutes: the study ends with what there is, and goes on when asked again."""
     times = iter([0.0, 1.0, 59.0, 61.0])
     clock = SimpleNamespace(monotonic=lambda: next(times), perf_counter=time.perf_counter)
     with monkeypatch.context() as patched:
         patched.setattr(trials, "time", clock)
-        result = tune(tmp_path, *SEARCH, "tune.minutes=1", "tune.final=false")
-    assert len(content(tmp_path)["trials"]) == 2
+        result = tune(runs, *SEARCH, "tune.minutes=1", "tune.final=false")
+    assert len(content(runs)["trials"]) == 2
     assert result.objective is not None
 
-    tune(tmp_path, *SEARCH, "tune.minutes=1", "tune.final=false")
+    tune(runs, *SEARCH, "tune.minutes=1", "tune.final=false")
 
-    assert len(content(tmp_path)["trials"]) == 3
+    assert len(content(runs)["trials"]) == 3
