@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -30,6 +30,7 @@ from kdistill.stages.job import Job
 from kdistill.stages.pipeline import make_teachers
 from kdistill.stages.space import fixed_words
 from kdistill.stages.tune import goal_of
+from kdistill.stages.tuned import Goal
 from tests.conftest import TINY
 
 #: what a study says of itself that differs between two equal ones
@@ -324,6 +325,17 @@ def test_what_a_task_can_be_tuned_for(words: tuple[str, ...], metric: str, direc
     goal = goal_of(Job.open(load_config(*words)))
 
     assert (goal.metrics, goal.directions) == ([metric], [direction])
+
+
+@pytest.mark.parametrize(("direction", "best"), [("maximize", 1), ("minimize", 2)])
+def test_equal_scores_are_ordered_by_likelihood(
+    direction: Literal["maximize", "minimize"], best: int
+) -> None:
+    """As in training: of two that are equal, the one that gives the labels the larger likelihood."""
+    scores = [(0.9, 0.3), (0.9, 0.2), (0.8, 0.4), (0.8, 0.5)]
+    trials = [{"number": n, "values": [value], "nll": nll} for n, (value, nll) in enumerate(scores)]
+
+    assert min(trials, key=Goal("top1", direction, None).rank)["number"] == best
 
 
 def test_words_about_the_search_are_not_the_trials() -> None:

@@ -100,6 +100,7 @@ def _watch(study: Study, trial: Trial, metric: str, what: str, row: dict[str, An
 
 def _about(made: list[Artifact]) -> dict[str, Any]:
     return {
+        "nll": made[-1].manifest["validation"]["nll"],
         "seconds": round(sum(artifact.manifest["seconds"] for artifact in made), 2),
         "epochs": made[0].manifest["epochs"],
         "artifact": str(made[-1].folder),

@@ -55,10 +55,10 @@ class Goal:
     def directions(self) -> list[Literal["maximize", "minimize"]]:
         return [self.direction, *(["minimize"] if self.against else [])]  # type: ignore[list-item]
 
-    def loss(self, trial: Mapping[str, Any]) -> float:
-        """The first score of a trial, smaller is better."""
+    def rank(self, trial: Mapping[str, Any]) -> tuple[float, float]:
+        """What orders complete trials, smaller is better: the first score, and where it is equal the `nll`."""
         sign = -1 if self.direction == "maximize" else 1
-        return float(sign * trial["values"][0])
+        return sign * trial["values"][0], trial["nll"]
 
 
 def ending(job: Job, study: Study, goal: Goal) -> Result:
@@ -116,7 +116,7 @@ def write(job: Job, study: Study, goal: Goal) -> dict[str, Any]:
         "search": {key: str(values) for key, values in job.config.search.items()},
         "trials": trials,
         "importance": None,
-        "best": min(front, key=goal.loss)["number"] if front else None,
+        "best": min(front, key=goal.rank)["number"] if front else None,
         "front": best if goal.against else None,
         "final": None,
     }
@@ -147,6 +147,7 @@ def _entry(trial: FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state.name,
         "values": trial.values,
+        "nll": about.get("nll"),
         "params": trial.params,
         "words": words_of(trial.params),
         "seconds": about.get("seconds"),
@@ -166,7 +167,7 @@ def _table(job: Job, goal: Goal, content: Mapping[str, Any]) -> Table:
     if goal.against:
         best = sorted((trials[number] for number in content["front"]), key=lambda trial: trial["values"][1])
     else:
-        best = sorted(complete, key=goal.loss)[:SHOWN]
+        best = sorted(complete, key=goal.rank)[:SHOWN]
     keys = list(job.config.search)
     known = {column.key: column for column in (*job.task.columns, *COSTS)}
     columns = [known[metric] for metric in goal.metrics]
