@@ -248,6 +248,11 @@ class ArtifactStore:
                 _clear_beside(folder)
         return free
 
+    def abandon(self, kind: str, key: str) -> None:
+        """Remove what there is of a run of that key that was begun, unless a process is at work on it."""
+        for folder in (self.root / kind).glob(f"*-{key}.partial"):
+            self.remove(folder)
+
     def _folders(self, kind: str, key: str) -> Iterator[Artifact]:
         # a folder whose name ends in the key and that holds a manifest is complete by construction
         for folder in sorted((self.root / kind).glob(f"*-{key or '*'}")):

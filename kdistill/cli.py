@@ -158,6 +158,10 @@ def _planned(words: Words, overrides: Sequence[str] = ()) -> Plan:
     plan = compose.plan(words.command, [*words.rest, *overrides], "--multirun" in words.flags)
     if plan.multirun and (launch.is_rank() or any(c.device.processes > 1 for c in plan.configs)):
         raise ConfigError("-m goes with device.processes=1 alone: give the command once for each job instead")
+    if plan.multirun and words.command == "tune":
+        raise ConfigError(
+            "-m does not go with tune, which is a search of its own: give the command once for each"
+        )
     if folders.user_dirs():
         from kdistill.console import complain
 
@@ -227,12 +231,14 @@ def _report_single() -> int:
 def _call_hydra(argv: list[str]) -> None:
     import hydra
 
-    from kdistill.config import compose, folders
+    from kdistill.config import folders, hydra_state
     from kdistill.task import task
 
     with _hydra_process(["kdistill", *argv]):
         hydra.main(
-            version_base=compose.VERSION_BASE, config_path=str(folders.shipped_dir()), config_name="config"
+            version_base=hydra_state.VERSION_BASE,
+            config_path=str(folders.shipped_dir()),
+            config_name="config",
         )(task)()
 
 

@@ -111,8 +111,8 @@ def _from_hydra(word: str, overrides: Sequence[str]) -> list[str]:
     """Ask Hydra's own completion, through its command line; it prints its answers."""
     import hydra
 
-    from kdistill.config.compose import VERSION_BASE
     from kdistill.config.forms import long_form
+    from kdistill.config.hydra_state import VERSION_BASE
 
     if re.match(r"(teacher|student|finetune)\.optim(\.schedule)?=", word):
         return []

@@ -106,6 +106,17 @@ STAGES = {
             "kdistill compare student=mlp loss=dkd feature=[at]",
         ),
     ),
+    "tune": Stage(
+        "search for good settings of the student: many trials, one teacher",
+        "the data set; what `search` says is varied; the study, where it was begun",
+        "trains students with sampled settings, ends bad ones early, judges the best on the test split",
+        "a study, all finished students, and the best settings as an option: loss=best",
+        (
+            "kdistill tune tune.trials=30",
+            "kdistill tune search=losses tune.minutes=60 tune.workers=2",
+            "kdistill tune search=students tune.against=parameters",
+        ),
+    ),
 }
 
 TOOLS = {

@@ -20,9 +20,20 @@ GROUPS = {
     "losses": "loss",
     "features": "feature",
     "mixing": "mixing",
+    "searches": "search",
     "experiments": "experiment",
 }
-OPTIONS = ["teachers", "students", "models", "datasets", "losses", "features", "mixing", "experiments"]
+OPTIONS = [
+    "teachers",
+    "students",
+    "models",
+    "datasets",
+    "losses",
+    "features",
+    "mixing",
+    "searches",
+    "experiments",
+]
 KINDS = [*OPTIONS, "layers", "artifacts"]
 
 

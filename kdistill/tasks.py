@@ -228,6 +228,8 @@ REGRESSION = Task(
     by_sample=regression.by_sample,
 )
 TASKS = {task.name: task for task in (CLASSIFICATION, MULTILABEL, REGRESSION)}
+#: scores of validation that are better where they are smaller
+SMALLER_IS_BETTER = frozenset({"nll", "ece", "rmse", "mae"})
 
 
 def task_of(name: str, target_std: Sequence[float] | None = None, all_labelled: bool = True) -> Task:

@@ -448,7 +448,7 @@ def test_list_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines() if line[:1].isalpha()] == [
-        "teachers", "students", "models", "datasets", "losses", "features", "mixing", "experiments",
+        "teachers", "students", "models", "datasets", "losses", "features", "mixing", "searches", "experiments",
         "kdistill", "kdistill",
     ]  # fmt: skip
 

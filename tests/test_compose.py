@@ -4,11 +4,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 from kdistill.cli import main
 from kdistill.config import explain, folders
 from kdistill.config.compose import plan, preview, users_words
 from kdistill.config.forms import long_form, short_form
+from kdistill.config.hydra_state import as_current, composer
 from kdistill.errors import ConfigError
 
 
@@ -247,6 +250,18 @@ def test_a_config_to_look_at_is_not_validated() -> None:
     assert cfg.loss.T == -1
     with pytest.raises(ConfigError, match=r"no setting 'loss\.t'"):
         preview("distill", ["loss.t=1"])
+
+
+def test_a_job_of_hydra_s_can_compose_others() -> None:
+    """Composing within gives the outer Hydra its own state back."""
+    cfg, _ = preview("distill", [])
+    with composer(), as_current(cfg):
+        hydra, job = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+        assert _config("loss.T=7").loss.T == 7
+        assert GlobalHydra.instance().hydra is hydra
+        assert HydraConfig.instance().cfg is job
+    assert not GlobalHydra.instance().is_initialized()
+    assert not HydraConfig.initialized()
 
 
 def test_every_setting_is_described() -> None:

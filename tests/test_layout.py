@@ -30,7 +30,7 @@ LAYERS = [
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing", "interface", "exports"},
     {"teachers", "state", "learners", "training_data"},
-    {"artifacts", "partial", "identity", "loop", "trial", "footprint"},
+    {"artifacts", "partial", "identity", "loop", "trial", "footprint", "studies"},
     {"stages", "housekeeping"},
     {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "helptext", "words"},
     {"cli", "completion"},

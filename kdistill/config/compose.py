@@ -5,43 +5,25 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from kdistill import plugins
 from kdistill.config import explain, folders, safety
 from kdistill.config.forms import long_form, quoted, short_form
+from kdistill.config.hydra_state import as_current, composer
 from kdistill.config.schema import Config
+from kdistill.config.search import flat
 from kdistill.errors import ConfigError, did_you_mean
-
-VERSION_BASE = "1.3"
-
-
-class UserConfigs(SearchPathPlugin):
-    """Puts the user's folders first, so that they add options and replace shipped ones."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in reversed(folders.user_dirs()):
-            search_path.prepend("user", f"file://{folder}", anchor=None)
-
-
-Plugins.instance().register(UserConfigs)
 
 
 @dataclass(frozen=True)
@@ -64,7 +46,7 @@ class Plan:
 
 def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
     """Compose and check every job of a command; raises `ConfigError`: all problems of the first bad one."""
-    with _composer():
+    with composer():
         words, parsed = _prepare(stage, words)
         cfg = _raise_any(*_composed(next(_jobs(parsed))))
         _check_safety(cfg)
@@ -93,7 +75,7 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
 
 def preview(stage: str, words: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """Compose one config to look at (`--cfg`, `--info`): names are checked, values are not."""
-    with _composer():
+    with composer():
         words, parsed = _prepare(stage, words)
         for override in parsed:
             if override.is_sweep_override():
@@ -119,20 +101,6 @@ def users_words(overrides: Sequence[str]) -> list[str]:
 
 
 # --- words ---
-
-
-@contextmanager
-def _composer() -> Iterator[None]:
-    """Compose; also within a job of Hydra's, such as a comparison that composes its variants."""
-    for name, loss in plugins.losses().items():
-        ConfigStore.instance().store(group="loss", name=name, node=loss.section, package="loss")
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(folders.shipped_dir()), version_base=VERSION_BASE):
-            yield
-    finally:
-        GlobalHydra.instance().hydra = outer
 
 
 def _prepare(stage: str, words: Sequence[str]) -> tuple[list[str], list[Override]]:
@@ -274,30 +242,21 @@ def _checked(job: Sequence[str]) -> Config:
     return validate(cfg)
 
 
-@contextmanager
-def _as_current(cfg: DictConfig) -> Iterator[None]:
-    """Let `${hydra:...}` in Hydra's own section resolve."""
-    outer = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(cfg)
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = outer
-
-
 def _check_safety(cfg: DictConfig) -> None:
-    with _as_current(cfg):
+    with as_current(cfg):
         safety.check_composed(cfg, folders.shipped_dir())
 
 
 def _folder(cfg: DictConfig, multirun: bool) -> Path:
-    with _as_current(cfg):
+    with as_current(cfg):
         return Path(str(cfg.hydra.sweep.dir if multirun else cfg.hydra.run.dir))
 
 
 def _validated(cfg: DictConfig) -> tuple[Config | None, list[str]]:
     job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     data = _without_missing(OmegaConf.to_container(job, resolve=True))
+    if isinstance(data.get("search"), dict):
+        data["search"] = flat(data["search"])
     try:
         return Config.model_validate(data), []
     except ValidationError as ex:

@@ -62,6 +62,7 @@ def _problem(error: ErrorDetails, data: Mapping[str, Any]) -> str:
         parent = path.rpartition(".")[0]
         known = [key.removeprefix(f"{parent}.") for key in descriptions() if key.rpartition(".")[0] == parent]
         siblings = [key for key in _at(data, parent) if key in known and key != "stage"]
+        siblings = siblings or [key for key in _at(data, parent) if f"{parent}.{key}" != path]
         return f"{_ask(f'no setting {path!r}', _near(path, siblings))}\n{_settings(parent, siblings)}"
     if kind == "value_error":
         text = error["msg"].removeprefix("Value error, ").replace("input should", "must")
@@ -96,8 +97,12 @@ def _one_of(names: Sequence[str], given: Any) -> str:
 
 
 def _at(data: Any, path: str) -> Mapping[str, Any]:
+    key = ""
     for part in filter(None, path.split(".")):
-        data = data[part] if isinstance(data, Mapping) else data[int(part)]
+        key = f"{key}.{part}".lstrip(".")
+        if isinstance(data, Mapping) and key not in data:
+            continue  # keys of `search` have dots
+        data, key = data[key] if isinstance(data, Mapping) else data[int(key)], ""
     return dict(data)
 
 
@@ -196,7 +201,7 @@ def unknown_setting(key: str, cfg: DictConfig) -> str:
         siblings += [group for group in groups if group not in siblings]
     prefix = f"{parent}." if parent else ""
     tail = key.removeprefix(f"{prefix}{wrong}")
-    repaired = [f"{prefix}{name}{tail}" for name in difflib.get_close_matches(wrong, siblings, n=2)]
+    repaired = [f"{prefix}{name}{tail}" for name in _close(wrong, siblings)]
     hint = _or(repaired) or _near(key, [name for name in siblings if prefix], cfg)
     return f"{_ask(f'no setting {key!r}', hint)}\n{_settings(parent, siblings)}"
 
@@ -214,11 +219,15 @@ def _near(key: str, siblings: Sequence[str], cfg: DictConfig | None = None) -> s
     parent, _, wrong = key.rpartition(".")
     prefix = f"{parent}." if parent else ""
     texts = {path: text for path, text in descriptions().items() if cfg is None or _has(cfg, path)}
-    near = [prefix + name for name in difflib.get_close_matches(wrong, siblings, n=2)]
+    near = [prefix + name for name in _close(wrong, siblings)]
     beside = {path: texts.get(path, "") for path in (prefix + name for name in siblings)}
     near = near or _described(wrong, beside)
     near = near or [path for path in texts if path.rpartition(".")[2] == wrong][:3]
     return _or(near or _described(wrong, texts)[:2])
+
+
+def _close(word: str, names: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(word, names, n=2, cutoff=0.65)
 
 
 def _described(word: str, texts: Mapping[str, str]) -> list[str]:

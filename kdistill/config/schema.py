@@ -15,12 +15,15 @@ from kdistill.config.data import Dataset
 from kdistill.config.losses import Loss
 from kdistill.config.models import EnsembleParams, check_params, kind_of
 from kdistill.config.optim import Optim
+from kdistill.config.search import Range, Tune
 from kdistill.config.section import Section, Seed
 from kdistill.errors import did_you_mean
 
 #: YAML reads the name of a class that is a number as one
 ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
-Stage = Literal["train-teacher", "soft-targets", "distill", "finetune", "eval", "export", "run", "compare"]
+Stage = Literal[
+    "train-teacher", "soft-targets", "distill", "finetune", "eval", "export", "run", "compare", "tune"
+]
 
 
 class Training(Section):
@@ -284,6 +287,8 @@ class Config(Section):
     predict: Predict
     eval: Eval
     compare: Compare
+    tune: Tune
+    search: dict[str, Range] = Field(description="what `kdistill tune` varies, by setting or config group")
     device: Device
 
     @model_validator(mode="after")

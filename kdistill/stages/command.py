@@ -30,6 +30,7 @@ from kdistill.stages.soft_targets import check_soft_targets, make_soft_targets, 
 from kdistill.stages.subjects import given_model
 from kdistill.stages.tables import tables
 from kdistill.stages.train_teacher import check_fit, is_trainable, train_teacher
+from kdistill.stages.tune import check_tune, tune
 from kdistill.stages.verdicts import told
 
 #: stage -> (its function, the stage that usually comes next)
@@ -64,6 +65,8 @@ def run_stage(config: Config, overrides: Sequence[str] = (), folder: Path | None
         return _made(job, [make(maker) for maker in makers(job, config.stage)], following)
     if config.stage == "export":
         return _exported(job, export(job))
+    if config.stage == "tune":
+        return tune(job)
     return _judged(job, run(job) if config.stage == "run" else evaluate(job))
 
 
@@ -100,6 +103,9 @@ def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] =
 def _check_job(job: Job, tried: set[str]) -> None:
     """Look for what the job needs, and build the networks that no job before it has `tried`."""
     stage = job.config.stage
+    if stage == "tune":
+        for point in check_tune(job):
+            _check_job(point, tried)
     _ = job.views(seed=0)  # refused now if the images do not allow them
     check_shares(job)
     check_model(job)

@@ -11,16 +11,24 @@ from kdistill.stages.train_teacher import is_trainable, train_teacher
 
 
 def run(job: Job) -> Evaluation:
-    """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation.
-
-    In a chain every step's student is distilled before it teaches the next one.
-    """
+    """Teacher training -> soft targets -> student training -> fine-tuning -> evaluation."""
     make(job)
     return evaluate(job)
 
 
 def make(job: Job) -> None:
     """What `run` does but for the evaluation."""
+    make_teachers(job)
+    distill(job)
+    if job.config.finetune.epochs:
+        finetune(job)
+
+
+def make_teachers(job: Job) -> None:
+    """Train the teachers and store their soft targets.
+
+    In a chain every step's student is distilled before it teaches the next one.
+    """
     for step in job.chain:
         for teacher in step.teachers.values():
             # also for a student that learns from labels alone: the table compares with it
@@ -28,6 +36,5 @@ def make(job: Job) -> None:
                 train_teacher(teacher)
             if teacher.identity.needs_teacher and teacher.identity.stored:
                 make_soft_targets(teacher)
-        distill(step)
-    if job.config.finetune.epochs:
-        finetune(job)
+        if step is not job:
+            distill(step)
