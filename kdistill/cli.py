@@ -109,6 +109,10 @@ def _tell(words: Words) -> int:
         from kdistill import predicting
 
         return predicting.main(words.rest)
+    if words.command == "results":
+        from kdistill import results
+
+        return results.main(words.rest)
     from kdistill import explaining, listing
 
     return explaining.main(words.rest) if words.command == "explain" else listing.main(words.rest)

@@ -26,6 +26,8 @@ from pydantic import ValidationError
 
 from kdistill import plugins
 from kdistill.config import explain, folders, safety
+from kdistill.config.overrides import long_form, short_form
+from kdistill.config.overrides import users_words as users_words
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError, did_you_mean
 
@@ -111,35 +113,6 @@ def validate(cfg: DictConfig) -> Config:
     if config is None:
         raise ConfigError(_joined(problems))
     return config
-
-
-def long_form(word: str) -> str:
-    """Rewrite short forms to Hydra's.
-
-    >>> long_form("student.optim=adamw"), long_form("student.params.width=8"), long_form("assistant=resnet14")
-    ('optim@student.optim=adamw', '++student.params.width=8', 'teacher@assistant=resnet14')
-    """
-    mounted = re.fullmatch(r"((?:teacher|student|finetune)\.optim(\.schedule)?)=([\w/-]+(?:,[\w/-]+)*)", word)
-    if mounted:
-        key, is_schedule, options = mounted.groups()
-        return f"{'schedule' if is_schedule else 'optim'}@{key}={options}"
-    if re.match(r"assistant=(?!null$)", word):
-        return f"teacher@{word}"
-    # Architectures have parameters that their YAML does not list; the schema checks the names. An assistant
-    # has no section of its own until some of it is set.
-    return (
-        f"++{word}" if re.match(r"((teacher|student)\.params(\.[\w.]+)?|assistant\.[\w.]+)=", word) else word
-    )
-
-
-def short_form(word: str) -> str:
-    """The short form that the user may have written: `optim@student.optim=sgd` -> `student.optim=sgd`."""
-    return re.sub(r"^(optim|schedule|teacher)@", "", word.removeprefix("++"))
-
-
-def users_words(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a job as the user would write them, without the stage and Hydra's own settings."""
-    return [short_form(word) for word in overrides if not re.match(r"\+*(stage=|hydra[./@])", word)]
 
 
 # --- words ---
