@@ -15,7 +15,7 @@ from kdistill.config.overrides import users_words, values_of
 from kdistill.errors import ConfigError, DataError, did_you_mean, first_line
 from kdistill.records import is_number
 
-OK, RUNNING, CUT_OFF, DAMAGED = "ok", "running", "cut off", "damaged"
+OK, RUNNING, DAMAGED = "ok", "running", "damaged"
 #: how a trial stands -> how a run stands
 STATES = {"COMPLETE": OK, "PRUNED": "pruned", "FAIL": "failed", "RUNNING": RUNNING}
 #: folders of a runs folder that hold no runs
@@ -95,7 +95,7 @@ def _job(folder: Path, name: str) -> Run:
     else:
         error = (result or {}).get("error", "")
     if result is None:
-        result = {"status": RUNNING if jobfolder.is_at_work(folder) else CUT_OFF}
+        result = {"status": RUNNING if jobfolder.is_at_work(folder) else jobfolder.CUT_OFF}
     words = result.get("overrides")
     given = jobfolder.words(folder) if words is None else []
     stage = next((word for word in given if word.startswith("stage=")), name).removeprefix("stage=")

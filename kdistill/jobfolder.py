@@ -19,6 +19,8 @@ from kdistill.config.overrides import short_form
 from kdistill.files import write_json
 
 RESULT, LOCK, HYDRA = "result.json", ".running", ".hydra"
+#: the status of a job that has not ended, and is not at work
+CUT_OFF = "cut off"
 #: what `result.json` holds beside numbers
 _KINDS = {"status": str, "overrides": list, "row": dict, "artifacts": dict, "settings": dict, "error": str}
 #: several times as fast as the other, where PyYAML was built with it

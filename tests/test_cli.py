@@ -358,6 +358,18 @@ def test_a_sweep_ends_with_a_table(stages: Stages, capsys: pytest.CaptureFixture
     }  # fmt: skip
 
 
+def test_results_know_all_settings_of_a_job(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options and values, whether they were on the line or defaults."""
+    assert main(["distill", "-m", "loss.T=1,2", "student.optim=adamw"]) == 0
+    capsys.readouterr()
+    words = ["student.optim=adamw", "student=cnn", "loss.T=2", "columns=stage,loss,loss.T,student.optim.lr,T,status"]
+    assert main(["results", *words, "format=json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row == {
+        "stage": "distill", "loss": "kd", "loss.T": 2, "student.optim.lr": 0.001, "T": 2.0, "status": "ok",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("failure", "code"),
     [(Diverged("the loss is nan"), 1), (MissingArtifact("no teacher"), 2), (TypeError("no such thing"), 1)],

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from kdistill import plugins
 from kdistill.config import explain, folders, safety
+from kdistill.config.launchers import Launcher
 from kdistill.config.overrides import long_form, short_form
 from kdistill.config.overrides import users_words as users_words
 from kdistill.config.schema import Config
@@ -57,6 +58,7 @@ class Plan:
     multirun: bool
     is_listed: bool
     """Whether the jobs are known beforehand: a sweeper that searches chooses them itself."""
+    launcher: Launcher
     folder: Path
     """The run's folder, or the sweep's, below which each job has its own."""
     overrides: list[str]
@@ -76,6 +78,8 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         if multirun:
             _check_sweeper(cfg, parsed)
             parsed = [*_parse(_preset(cfg)), *parsed]
+        launcher = Launcher.of(cfg)
+        launcher.check(multirun, force=cfg.force is True)
         jobs = list(_jobs(parsed)) if multirun else [words]
         configs = [_checked(job) for job in jobs] if multirun else [validate(cfg)]
         folder = _folder(cfg, multirun)
@@ -88,6 +92,7 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         swept=list(dict.fromkeys(swept)),
         multirun=multirun,
         is_listed=_is_basic(cfg),
+        launcher=launcher,
         folder=folder,
         overrides=[*words, f"{key}='{quoted}'"],
     )
