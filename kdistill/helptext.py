@@ -131,7 +131,9 @@ kdistill plan [overrides of a run]: {TOOLS["plan"]}
 Nothing is made or written. What is there already is `done`. Each stage takes at least three steps, as they will be;
 an untrained network stands for a teacher that is not there yet, and made-up logits for soft targets.
 memory: the whole process at its peak, on a GPU the tensors there. checkpoint: twice as much for a moment.
-Not counted: evaluation, writing to the disk, early stopping, what a cut-off run has done already.""",
+disk: with what each network says of the test split. device.processes: the time of one process, divided.
+Not counted: evaluation, what processes send each other, writing to the disk, early stopping, what a cut-off run has
+done already.""",
     "predict": """\
 kdistill predict IMAGE|FOLDER... [overrides]: the likeliest classes of each image, with probabilities
 
