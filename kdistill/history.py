@@ -70,7 +70,7 @@ def _read(folder: Path, name: str) -> list[Run]:
             started = path.stat().st_mtime
             try:
                 return list(reader(json.loads(path.read_text()), name, started))
-            except (ValueError, KeyError, TypeError, AttributeError) as ex:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as ex:
                 return [Run(name, stage, DAMAGED, started, error=f"{path}: {_problem(ex)}")]
     return [_job(folder, name)]
 
@@ -90,7 +90,7 @@ def _job(folder: Path, name: str) -> Run:
     later = partial(jobfolder.stored_settings, folder)
     try:
         result = jobfolder.read_result(folder)
-    except ValueError as ex:
+    except (OSError, ValueError) as ex:
         result, error = {"status": DAMAGED}, f"{folder / jobfolder.RESULT}: {_problem(ex)}"
     else:
         error = (result or {}).get("error", "")

@@ -83,7 +83,7 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> Rows:
     _check_columns(runs, keys)
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.stage, *(str(_value(run, key)) for key in keys)), []).append(run)
+        groups.setdefault((run.stage, *(_as_key(_value(run, key)) for key in keys)), []).append(run)
     rows: list[dict[str, object]] = []
     varied: set[str] = set()
     for members in groups.values():
@@ -106,7 +106,7 @@ def _varied(runs: Sequence[Run]) -> set[str]:
     values: dict[str, set[str]] = {}
     for run in runs:
         for name, value in run.settings.items():
-            values.setdefault(name, set()).add(str(value))
+            values.setdefault(name, set()).add(_as_key(value))
     return {name for name, found in values.items() if len(found) > 1 and name not in UNIMPORTANT}
 
 
@@ -181,7 +181,12 @@ def _value(run: Run, column: str) -> Any:
     """What a run has in a column; empty where it has none."""
     if column in ABOUT:
         return ABOUT[column](run)
-    return run.scores.get(column, run.settings.get(column, ""))
+    return run.scores[column] if column in run.scores else run.settings.get(column, "")
+
+
+def _as_key(value: object) -> str:
+    """Equal for values that are equal as settings are."""
+    return str(float(value)) if is_number(value) else str(value)
 
 
 def _usual(runs: Sequence[Run]) -> list[str]:

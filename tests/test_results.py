@@ -118,6 +118,17 @@ def test_groups_have_mean_and_sample_deviation(capsys: pytest.CaptureFixture[str
     ]
 
 
+def test_equal_numbers_are_one_group(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether they were written 4 or 4.0; and then they do not differ in the title either."""
+    job("run/a", {"loss.T": 4})
+    job("run/b", {"loss.T": 4.0})
+    assert main(["results", "group=loss.T", "columns=loss.T,n"]) == 0
+    assert capsys.readouterr().out.split() == ["loss.T", "n", "4.0", "2"]
+
+    assert main(["results", "group=loss", "columns=loss,n"]) == 0
+    assert capsys.readouterr().out.split() == ["loss", "n", "kd", "2"]
+
+
 def test_the_title_names_what_else_differs(capsys: pytest.CaptureFixture[str]) -> None:
     """Not only seeds: the spread would be taken for theirs. Settings below a group that differs go without saying."""
     job("run/a", {"student.seed": 1, "loss": "kd", "loss.T": 1})
@@ -147,7 +158,7 @@ def test_what_has_not_ended_is_shown(capsys: pytest.CaptureFixture[str]) -> None
         ["run/killed", "", "cut off", ""],
         ["run/now", "student.optim=sgd loss.T=4", "running", ""],
     ]
-    assert shown(capsys, "run=run/now", "columns=status")[1:] == [["cut off"]]
+    assert shown(capsys, "status=cut off", "columns=run", "sort=run")[1:] == [["run/killed"], ["run/now"]]
 
 
 @pytest.mark.parametrize(
