@@ -48,7 +48,9 @@ def read(runs: Path) -> list[Run]:
     """All runs, the newest first. What cannot be read is among them, as damaged. Raises `DataError` for no folder."""
     if not runs.is_dir():
         beside = [path.name for path in runs.parent.iterdir()] if runs.parent.is_dir() else []
-        raise DataError(f"there is no folder {runs}.{did_you_mean(runs.name, beside)} Name one with runs=DIR")
+        raise DataError(
+            f"there is no folder {runs}.{did_you_mean(runs.name, beside)} `kdistill run` makes one, runs=DIR names another"
+        )
     found = [run for folder in _folders(runs) for run in _read(folder, folder.relative_to(runs).as_posix())]
     return sorted(found, key=lambda run: run.started, reverse=True)
 

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from kdistill import logs, plugins
 from kdistill.config import folders
 from kdistill.errors import RunError, first_line
-from kdistill.stopping import stop_requests
+from kdistill.stopping import StopRequest, stop_requests
 from kdistill.task import task
 
 log = logging.getLogger("kdistill")
@@ -75,12 +75,13 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def supervised(launcher: str) -> Iterator[None]:
-    """While a launcher's jobs run: Ctrl-C, or a termination signal, lets them save their state and end.
+    """While a launcher's jobs run: Ctrl-C, or a termination signal, lets joblib's save their state and end.
 
-    A second Ctrl-C ends them at once. Raises `KeyboardInterrupt` where it was asked to stop, and `RunError` where a
-    worker ended without its job.
+    A second Ctrl-C ends them at once. Submitit's are processes of their own, or Slurm's: they are not waited for.
+    Raises `KeyboardInterrupt` where it was asked to stop, and `RunError` where a worker ended without its job.
     """
-    with stop_requests(_tell_workers) as stop:
+    waiting = stop_requests(_tell_workers) if launcher == "joblib" else nullcontext(StopRequest())
+    with waiting as stop:
         try:
             yield
         except Exception as ex:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdistill import jobfolder
+from kdistill import completion, jobfolder
 from kdistill.cli import main
 from kdistill.formats import FORMATS
 from kdistill.records import Spread, Table
@@ -281,7 +281,7 @@ def test_a_damaged_comparison_is_shown(runs: Path, capsys: pytest.CaptureFixture
         (["top=all"], "top=all: must be a whole number from 1, as in top=10"),
         (["student"], "cannot read 'student': results takes key=value, for example student=mlp top=10"),
         (["loss=[kd"], "cannot read 'loss=[kd': a list is written loss=[1,2]"),
-        (["runs=run"], "there is no folder run. Did you mean 'runs'? Name one with runs=DIR"),
+        (["runs=run"], "there is no folder run. Did you mean 'runs'? `kdistill run` makes one, runs=DIR names another"),
         (["runs=empty"], "no runs in empty: `kdistill run` makes one, runs=DIR names another folder"),
     ],
 )
@@ -368,6 +368,14 @@ def test_a_file_is_written_in_the_format_of_its_name(capsys: pytest.CaptureFixtu
 )
 def test_a_mean_is_written_with_its_spread(values: list[object], text: str) -> None:
     assert str(Spread.of(values)) == text
+
+
+def test_help_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of the command, and settings as for run."""
+    assert main(["results", "--help"]) == 0
+    assert "format: table, csv, markdown, latex, json" in capsys.readouterr().out
+    assert completion.complete("kdistill results gr") == ["group="]
+    assert completion.complete("kdistill results student=c") == ["student=cnn"]
 
 
 def test_torch_is_not_imported() -> None:
