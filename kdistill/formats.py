@@ -90,7 +90,7 @@ def _right(table: Table) -> list[bool]:
 
 
 def _escaped(text: str) -> str:
-    text = re.sub(r"[\\~^]", lambda found: _LATEX[found[0]], re.sub(r"([&%$#_{}])", r"\\\1", text))
+    text = re.sub(r"[&%$#_{}\\~^]", lambda found: _LATEX.get(found[0], rf"\{found[0]}"), text)
     return text.replace(" +- ", r" $\pm$ ")
 
 
