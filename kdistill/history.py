@@ -49,7 +49,8 @@ def read(runs: Path) -> list[Run]:
     if not runs.is_dir():
         beside = [path.name for path in runs.parent.iterdir()] if runs.parent.is_dir() else []
         raise DataError(
-            f"there is no folder {runs}.{did_you_mean(runs.name, beside)} `kdistill run` makes one, runs=DIR names another"
+            f"there is no folder {runs}.{did_you_mean(runs.name, beside)} `kdistill run` makes one, runs=DIR names"
+            " another"
         )
     found = [run for folder in _folders(runs) for run in _read(folder, folder.relative_to(runs).as_posix())]
     return sorted(found, key=lambda run: run.started, reverse=True)
@@ -126,11 +127,13 @@ def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
 def _comparison(content: Any, name: str, started: float) -> Iterator[Run]:
     for variant, about in {"control": content["control"], **content["variants"]}.items():
         known = {"dataset": content["dataset"], "variant": variant}
-        for seed, score, artifact in zip(
-            content["seeds"], about["scores"], about["artifacts"], strict=True
-        ):
+        for seed, score, artifact in zip(content["seeds"], about["scores"], about["artifacts"], strict=True):
             words = [*about["words"], f"student.seed={seed}"]
-            scores = {content["metric"]: score, "seconds": about["seconds"], "parameters": about["parameters"]}
+            scores = {
+                content["metric"]: score,
+                "seconds": about["seconds"],
+                "parameters": about["parameters"],
+            }
             place = f"{name}/{variant}/{seed}"
             settings = partial(_named, words, known)
             yield Run(place, "compare", OK, started, words, _scores(scores), (artifact,), "", settings)

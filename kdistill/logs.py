@@ -11,7 +11,6 @@ from rich.text import Text
 
 from kdistill.console import complain, err
 
-
 #: what a line of this process begins with, where several write to one console
 prefix = ""
 

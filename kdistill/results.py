@@ -84,14 +84,14 @@ def grouped(runs: Sequence[Run], keys: Sequence[str]) -> Rows:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.stage, *(_as_key(_value(run, key)) for key in keys)), []).append(run)
+    scores = dict.fromkeys(name for run in runs if run.status == OK for name in run.scores)
     rows: list[dict[str, object]] = []
     varied: set[str] = set()
     for members in groups.values():
         good = _distinct(run for run in members if run.status == OK)
         varied |= _varied(good)
         about = {"stage": members[0].stage, **{key: _value(members[0], key) for key in keys}, "n": len(good)}
-        scores = dict.fromkeys(name for run in good for name in run.scores)
-        spreads = {name: Spread.of(run.scores.get(name) for run in good) for name in scores}
+        spreads = {name: Spread.of(run.scores.get(name) for run in good) or "" for name in scores}
         rows.append({**about, **spreads, "status": _statuses(members)})
     over = ", ".join(sorted(name for name in varied if not _is_below(name, varied)))
     return Rows(rows, f"mean +- standard deviation over {over}" if over else "")
@@ -120,7 +120,7 @@ def _statuses(runs: Sequence[Run]) -> str:
     counts = Counter(run.status for run in runs)
     if counts.keys() == {OK}:
         return OK
-    return ", ".join(f"{count} {status}" for status, count in counts.items())
+    return ", ".join(f"{counts[status]} {status}" for status in sorted(counts, key=lambda name: name != OK))
 
 
 # --- words ---
@@ -133,7 +133,9 @@ def _parsed(words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key or not value:
-            raise ConfigError(f"cannot read {word!r}: results takes key=value, for example student=mlp top=10")
+            raise ConfigError(
+                f"cannot read {word!r}: results takes key=value, for example student=mlp top=10"
+            )
         if key in OPTIONS:
             options[key] = value
         else:

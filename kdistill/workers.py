@@ -1,6 +1,7 @@
 """Sweeps whose jobs run in worker processes: what a job needs to know there, and how it is stopped.
 
-Workers share the artifact store with its locks: what several jobs need is made by the first of them, while the others wait.
+Workers share the artifact store with its locks: what several jobs need is made by the first of them, while the others
+wait.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class WorkerTask:
             return math.nan
         finally:
             for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # a worker without a job that ends takes the others along
+                signal.signal(
+                    number, signal.SIG_IGN
+                )  # a worker without a job that ends takes the others along
 
     def _prepare(self) -> None:
         """Make this process what the one is that the user started, but for the terminal, which all share."""
@@ -66,7 +69,7 @@ class WorkerTask:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """Leave what the job is at, once: Ctrl-C reaches a worker from the terminal and from the process that started it."""
+    """Leave what the job is at, once: Ctrl-C comes from the terminal, and again from who started this process."""
     global _stopped
     if not _stopped:
         _stopped = True

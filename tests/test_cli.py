@@ -362,7 +362,12 @@ def test_results_know_all_settings_of_a_job(stages: Stages, capsys: pytest.Captu
     """Options and values, whether they were on the line or defaults."""
     assert main(["distill", "-m", "loss.T=1,2", "student.optim=adamw"]) == 0
     capsys.readouterr()
-    words = ["student.optim=adamw", "student=cnn", "loss.T=2", "columns=stage,loss,loss.T,student.optim.lr,T,status"]
+    words = [
+        "student.optim=adamw",
+        "student=cnn",
+        "loss.T=2",
+        "columns=stage,loss,loss.T,student.optim.lr,T,status",
+    ]
     assert main(["results", *words, "format=json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row == {

@@ -36,8 +36,8 @@ COMMAND = [sys.executable, "-m", "kdistill"]
         (["hydra/launcher=joblib"], "hydra/launcher=joblib runs the jobs of a sweep: add -m"),
         (
             ["-m", "loss.T=1,2", "hydra/launcher=joblib", "force=true"],
-            "force=true does not go with hydra/launcher=joblib: each of its processes would make anew what the jobs share."
-            " Remove that with `kdistill artifacts rm KEY`, and sweep without force",
+            "force=true does not go with hydra/launcher=joblib: each of its processes would make anew what the jobs"
+            " share. Remove that with `kdistill artifacts rm KEY`, and sweep without force",
         ),
         (
             ["-m", "loss.T=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
@@ -48,7 +48,12 @@ COMMAND = [sys.executable, "-m", "kdistill"]
             "hydra.launcher.setup may not be set: its lines would be run as commands",
         ),
         (
-            ["-m", "loss.T=1,2", "hydra/launcher=submitit_slurm", "+hydra.launcher.additional_parameters={a: 'x\nid'}"],
+            [
+                "-m",
+                "loss.T=1,2",
+                "hydra/launcher=submitit_slurm",
+                "+hydra.launcher.additional_parameters={a: 'x\nid'}",
+            ],
             "hydra.launcher.additional_parameters: a line break in it would begin a command",
         ),
         (
@@ -71,7 +76,10 @@ def test_a_missing_package_is_named(name: str, extra: str, monkeypatch: pytest.M
     with pytest.raises(ConfigError) as caught:
         plan("distill", [f"hydra/launcher={name}"])
 
-    assert str(caught.value) == f"hydra/launcher={name} needs the extra {extra!r}: pip install 'kdistill[{extra}]'"
+    assert (
+        str(caught.value)
+        == f"hydra/launcher={name} needs the extra {extra!r}: pip install 'kdistill[{extra}]'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +92,8 @@ def test_a_missing_package_is_named(name: str, extra: str, monkeypatch: pytest.M
         ),
         (
             Launcher("submitit_local", {"gpus_per_node": None}),
-            "hydra/launcher=submitit_local hides the GPU from its jobs: add hydra.launcher.gpus_per_node=1, or device=cpu",
+            "hydra/launcher=submitit_local hides the GPU from its jobs: add hydra.launcher.gpus_per_node=1, or"
+            " device=cpu",
         ),
     ],
 )
@@ -104,7 +113,9 @@ def test_jobs_on_a_gpu_need_to_be_told_more(launcher: Launcher, message: str) ->
 def worker(monkeypatch: pytest.MonkeyPatch) -> WorkerTask:
     """A task that some other process has sent to this one; what it changes here is put back."""
     before = {number: signal.getsignal(number) for number in workers.SIGNALS}
-    monkeypatch.setattr(workers, "HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(job=SimpleNamespace(num=3))))
+    monkeypatch.setattr(
+        workers, "HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(job=SimpleNamespace(num=3)))
+    )
     monkeypatch.setattr(workers, "_stopped", False)
     monkeypatch.setattr(logs, "prefix", "")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
@@ -211,8 +222,10 @@ def test_a_worker_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """Killed, as where memory is short: the table shows how far it came, one message, exit code 1."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(
-        "import os, signal, kdistill\n\n@kdistill.register_loss('own')\ndef own(student_logits):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal\nfrom multiprocessing import parent_process\nimport kdistill\n\n"
+        "@kdistill.register_loss('own')\ndef own(student_logits):\n"
+        "    if parent_process() is not None:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return student_logits.mean()\n"
     )
     done = sweep("--trust", "own.py", "loss=own", "student.seed=0,1", *JOBLIB)
 

@@ -204,7 +204,9 @@ def test_predictions_on_disk(plan: Callable[..., list[str]], tiny: Tiny) -> None
     """Those of each network, but for the file's header; the table's column is both."""
     planned = costs(tiny())
     scores = run(tiny())
-    files = {name: Path(scores[name]["predictions"]) / "predictions.safetensors" for name in ("teacher", "student")}
+    files = {
+        name: Path(scores[name]["predictions"]) / "predictions.safetensors" for name in ("teacher", "student")
+    }
     headers = {name: file.stat().st_size - planned[name].cost.judged for name, file in files.items()}
 
     assert all(0 < size < 1000 for size in headers.values())

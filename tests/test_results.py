@@ -99,7 +99,7 @@ def test_filters_mean_settings(
 
 
 def test_groups_have_mean_and_sample_deviation(capsys: pytest.CaptureFixture[str]) -> None:
-    """By hand: 0.9 and 0.94 are 0.92 +- 0.0283. A repeated command counts once, what failed is told; stages are apart."""
+    """By hand: 0.9 and 0.94 are 0.92 +- 0.0283. What is repeated counts once, what failed is told; stages are apart."""
     for seed, top1 in ((0, 0.90), (1, 0.94)):
         job(f"run/kd{seed}", {"student.seed": seed}, at=9 - seed, row={"student top1": top1})
     job("run/again", at=1, row={"student top1": 0.90}, artifacts={"student": "run/kd0"})
@@ -111,10 +111,10 @@ def test_groups_have_mean_and_sample_deviation(capsys: pytest.CaptureFixture[str
 
     assert lines[0] == ["mean +- standard deviation over student.seed"]
     assert [[cell.strip() for cell in line if cell.strip()] for line in lines[1:]] == [
-        ["stage", "loss", "n", "student.top1", "status", "validation.top1"],
+        ["stage", "loss", "n", "student.top1", "validation.top1", "status"],
         ["run", "ce", "1", "0.5", "1 ok, 1 failed"],
         ["run", "kd", "2", "0.9200 +- 0.0283", "ok"],
-        ["distill", "kd", "1", "ok", "0.7"],
+        ["distill", "kd", "1", "0.7", "ok"],
     ]
 
 
@@ -169,9 +169,7 @@ def test_what_has_not_ended_is_shown(capsys: pytest.CaptureFixture[str]) -> None
         ('{"status": "ok", "overrides": [], "row": 3}', "its 'row' is 3"),
     ],
 )
-def test_a_damaged_result_is_shown(
-    content: str, problem: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_result_is_shown(content: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     job("run/fine")
     file = job("run/bad") / "result.json"
     file.write_text(content)
@@ -203,7 +201,8 @@ COMPARISON = {
     "metric": "top1",
     "seeds": [0, 1],
     "control": {
-        "title": "ce", "words": ["loss=ce"], "scores": [0.8, 0.9], "seconds": 3.0, "parameters": 9, "artifacts": ["A", "B"],
+        "title": "ce", "words": ["loss=ce"], "scores": [0.8, 0.9], "seconds": 3.0, "parameters": 9,
+        "artifacts": ["A", "B"],
     },
     "variants": {
         "warm": {
@@ -269,9 +268,15 @@ def test_a_damaged_comparison_is_shown(runs: Path, capsys: pytest.CaptureFixture
             "columns: run, stage, overrides, started, status, error, student.top1, seconds; and every setting, as in"
             " `kdistill run --cfg job`",
         ),
-        (["sort=-studnt.top1"], "no run has a column 'studnt.top1'. Did you mean 'student.top1'?"),
+        (
+            ["sort=-studnt.top1"],
+            "no run has a column 'studnt.top1'. Did you mean 'student.top1' or 'student'?",
+        ),
         (["sotr=loss"], "no run has a column 'sotr'. Did you mean 'sort'?"),
-        (["group=loss", "columns=seeds"], "no column 'seeds' in this table of groups. Did you mean 'seconds'?"),
+        (
+            ["group=loss", "columns=seeds"],
+            "no column 'seeds' in this table of groups. Did you mean 'seconds'?",
+        ),
         (["loss=dkd"], "no run has loss=dkd; loss is kd, ce"),
         (["loss=ce", "loss.T=9"], "no run has loss.T=9; loss.T is 4"),
         (["format=cvs"], "format=cvs: must be one of table, csv, markdown, latex, json. Did you mean 'csv'?"),
@@ -281,7 +286,10 @@ def test_a_damaged_comparison_is_shown(runs: Path, capsys: pytest.CaptureFixture
         (["top=all"], "top=all: must be a whole number from 1, as in top=10"),
         (["student"], "cannot read 'student': results takes key=value, for example student=mlp top=10"),
         (["loss=[kd"], "cannot read 'loss=[kd': a list is written loss=[1,2]"),
-        (["runs=run"], "there is no folder run. Did you mean 'runs'? `kdistill run` makes one, runs=DIR names another"),
+        (
+            ["runs=run"],
+            "there is no folder run. Did you mean 'runs'? `kdistill run` makes one, runs=DIR names another",
+        ),
         (["runs=empty"], "no runs in empty: `kdistill run` makes one, runs=DIR names another folder"),
     ],
 )

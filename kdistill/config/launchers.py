@@ -45,9 +45,7 @@ class Launcher:
                 " the jobs share. Remove that with `kdistill artifacts rm KEY`, and sweep without force"
             )
         if self.settings.get("n_jobs") == 0:
-            raise ConfigError(
-                "hydra.launcher.n_jobs=0: must be a number of jobs, or -1 for one on each core"
-            )
+            raise ConfigError("hydra.launcher.n_jobs=0: must be a number of jobs, or -1 for one on each core")
 
     def check_gpu(self) -> None:
         """Refuse what a launcher would do with jobs on a GPU unless it is told more; raises `ConfigError`."""
@@ -58,7 +56,8 @@ class Launcher:
             )
         if self.name.startswith("submitit") and not self.settings["gpus_per_node"]:
             raise ConfigError(
-                f"hydra/launcher={self.name} hides the GPU from its jobs: add hydra.launcher.gpus_per_node=1, or device=cpu"
+                f"hydra/launcher={self.name} hides the GPU from its jobs: add hydra.launcher.gpus_per_node=1, or"
+                " device=cpu"
             )
 
 

@@ -72,7 +72,9 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, object]:
         "threads": torch.get_num_threads(),
     }
     for what, way in (("training", training), ("inference", inference)):
-        row[what] = round(compared({precision: way(job) for precision, job in jobs.items()}, rounds, seconds), 2)
+        row[what] = round(
+            compared({precision: way(job) for precision, job in jobs.items()}, rounds, seconds), 2
+        )
     return row
 
 

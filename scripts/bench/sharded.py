@@ -2,9 +2,10 @@
 
     python scripts/bench/sharded.py [--width 4096] [--depth 6] [--processes 2]
 
-The network is a perceptron; SGD with momentum, in fp32, without and with a moving average (`optim.ema`). Each row is a training of
-two epochs with torchrun. Counted is what a process holds above what it held before the network was built:
-`between` epochs, and at its `peak` in the second one, looked at every 10 ms. `step s` is the mean time of a step there. Prints one JSON line for each row and a Markdown table. Needs Linux.
+The network is a perceptron; SGD with momentum, in fp32, without and with a moving average (`optim.ema`). Each row is
+a training of two epochs with torchrun. Counted is what a process holds above what it held before the network was
+built: `between` epochs, and at its `peak` in the second one, looked at every 10 ms. `step s` is the mean time of a
+step there. Prints one JSON line for each row and a Markdown table. Needs Linux.
 """
 
 from __future__ import annotations
@@ -65,7 +66,13 @@ def train(words: list[str]) -> None:
 
     ranks.join()
     samples = ranks.size() * STEPS * BATCH_SIZE
-    words = [*words, "dataset=synthetic", f"dataset.samples={samples}", "dataset.validation=0.01", "device=cpu"]
+    words = [
+        *words,
+        "dataset=synthetic",
+        f"dataset.samples={samples}",
+        "dataset.validation=0.01",
+        "device=cpu",
+    ]
     words += ["student.epochs=2", f"student.batch_size={ranks.size() * BATCH_SIZE}", "student.keep=last"]
     job = Job.open(load_config(*words, "device.precision=fp32", "loss=ce"))
     data = TrainingData(job.data.train, job.student_views, order_seed=0)
