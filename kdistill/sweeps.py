@@ -60,7 +60,7 @@ def _row(number: int, result: Mapping[str, Any] | None, plan: Plan) -> dict[str,
     values = dict(word.split("=", 1) for word in overrides if "=" in word)
     row: dict[str, Any] = {"job": number, **{key: values.get(key, "") for key in plan.swept}}
     if result is None:
-        begun = (plan.folder / str(number)).is_dir()
+        begun = (plan.folder / str(number) / "kdistill.log").exists()
         return row | {"status": jobfolder.CUT_OFF if begun else "not run"}
     status = (
         result["status"]

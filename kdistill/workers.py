@@ -44,10 +44,12 @@ class WorkerTask:
         """Run a job as `task` does. In a worker it raises nothing: that would end the other jobs, too."""
         if os.getpid() == self.process:
             return task(cfg)
+        global _stopped
         self._prepare()
         try:
             return math.nan if _stopped else task(cfg)
         except KeyboardInterrupt:
+            _stopped = True  # in training, signals are collected
             return math.nan
         finally:
             for number in SIGNALS:
