@@ -85,7 +85,7 @@ def _over_seeds(rows: list[dict[str, Any]], swept: list[str]) -> Table | None:
     metrics = [
         key for key, value in first.items() if key not in ("job", *swept) and isinstance(value, int | float)
     ]
-    lines = [
+    lines: list[list[object]] = [
         [
             *values,
             len(members),

@@ -112,10 +112,8 @@ def storage_error(ex: BaseException, runs: Path) -> StorageError | None:
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     """What `kdistill results` filters and groups by."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    choices = OmegaConf.to_container(HydraConfig.get().runtime.choices)
-    assert isinstance(choices, dict)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    choices: Any = OmegaConf.to_container(HydraConfig.get().runtime.choices)
     return jobfolder.settings_of(plain, choices)
 
 

@@ -196,7 +196,12 @@ def test_a_run_leaves_its_folder(stages: Stages) -> None:
     folder = _only("runs/distill/*")
     assert (folder / ".hydra" / "config.yaml").is_file()
     assert (folder / "kdistill.log").read_text().endswith("INFO kdistill: epoch 1/1\n")
-    assert json.loads((folder / "result.json").read_text()) == {
+    result = json.loads((folder / "result.json").read_text())
+    settings = result.pop("settings")
+    assert {key: settings[key] for key in ("stage", "student", "student.optim", "loss.T")} == {
+        "stage": "distill", "student": "cnn", "student.optim": "sgd", "loss.T": 2,
+    }  # fmt: skip
+    assert result == {
         "status": "ok",
         "job": None,
         "overrides": ["loss.T=2"],

@@ -24,8 +24,7 @@ class Launcher:
     @classmethod
     def of(cls, cfg: DictConfig) -> Launcher:
         """That of a composed config with its `hydra` section."""
-        settings = OmegaConf.to_container(cfg.hydra.launcher, resolve=False)
-        assert isinstance(settings, dict)
+        settings: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=False)
         return cls(str(cfg.hydra.runtime.choices["hydra/launcher"]), settings)
 
     @property
