@@ -6,16 +6,23 @@ Hydra and torch are imported only by the commands that need them.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdistill import helptext, launch, plugins
-from kdistill.errors import ConfigError, Interrupted, KdistillError, PeerLost, did_you_mean, first_line
+from kdistill.errors import (
+    ConfigError,
+    Interrupted,
+    KdistillError,
+    PeerLost,
+    RunError,
+    did_you_mean,
+    first_line,
+)
 from kdistill.words import Words, parse
 
 if TYPE_CHECKING:
@@ -109,6 +116,10 @@ def _tell(words: Words) -> int:
         from kdistill import predicting
 
         return predicting.main(words.rest)
+    if words.command == "results":
+        from kdistill import results
+
+        return results.main(words.rest)
     from kdistill import explaining, listing
 
     return explaining.main(words.rest) if words.command == "explain" else listing.main(words.rest)
@@ -117,6 +128,7 @@ def _tell(words: Words) -> int:
 def _show(words: Words) -> int:
     from omegaconf import OmegaConf
 
+    from kdistill import hydra_app
     from kdistill.config import compose
 
     cfg, overrides = compose.preview(words.command, words.rest)
@@ -132,7 +144,7 @@ def _show(words: Words) -> int:
         for part in (name, value)
         if part
     ]
-    _call_hydra([*flags, *overrides])
+    hydra_app.call([*flags, *overrides])
     return 0
 
 
@@ -169,6 +181,11 @@ def _planned(words: Words, overrides: Sequence[str] = ()) -> Plan:
     from kdistill import stages
 
     stages.check_before(plan.configs, [compose.users_words(job) for job in plan.jobs])
+    if plan.launcher.is_parallel:
+        from kdistill.engine import Engine
+
+        if any(Engine.open(config.device).device.type == "cuda" for config in plan.configs):
+            plan.launcher.check_gpu()
     return plan
 
 
@@ -181,21 +198,32 @@ def _carry_out(plan: Plan) -> int:
 
 
 def _hydra_jobs(plan: Plan) -> int:
-    interrupted: KeyboardInterrupt | None = None
+    from kdistill import hydra_app
+
+    argv = [*(["--multirun"] if plan.multirun else []), *plan.overrides]
+    ended: KeyboardInterrupt | RunError | None = None
     try:
-        _call_hydra([*(["--multirun"] if plan.multirun else []), *plan.overrides])
-    except KeyboardInterrupt as ex:
-        interrupted = ex
+        if plan.launcher.is_parallel:
+            from kdistill import workers
+
+            with workers.supervised(plan.launcher.name):
+                hydra_app.call(argv, workers.WorkerTask())
+        else:
+            hydra_app.call(argv)
+    except (KeyboardInterrupt, RunError) as ex:
+        ended = ex
     if plan.multirun:
         from kdistill import sweeps
 
         code = sweeps.report(plan)
     else:
-        code = 0 if interrupted else _report_single()
-    if interrupted:
+        code = 0 if ended else _report_single()
+    if isinstance(ended, KeyboardInterrupt):
         raise KeyboardInterrupt(
-            str(interrupted) or "interrupted. Give the same command again: it goes on where it stopped"
+            str(ended) or "interrupted. Give the same command again: it goes on where it stopped"
         )
+    if ended:
+        raise ended
     return code
 
 
@@ -226,35 +254,6 @@ def _report_single() -> int:
     if outcome.result.message:
         say(outcome.result.message)
     return 0
-
-
-def _call_hydra(argv: list[str]) -> None:
-    import hydra
-
-    from kdistill.config import folders, hydra_state
-    from kdistill.task import task
-
-    with _hydra_process(["kdistill", *argv]):
-        hydra.main(
-            version_base=hydra_state.VERSION_BASE,
-            config_path=str(folders.shipped_dir()),
-            config_name="config",
-        )(task)()
-
-
-@contextlib.contextmanager
-def _hydra_process(argv: list[str]) -> Iterator[None]:
-    """Give Hydra its command line, and make it raise errors instead of printing them and leaving."""
-    saved = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
-    try:
-        yield
-    finally:
-        sys.argv = saved[0]
-        if saved[1] is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = saved[1]
 
 
 # --- messages ---

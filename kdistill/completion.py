@@ -89,6 +89,10 @@ def complete(line: str) -> list[str]:
         return _starting(word, KINDS)
     if command == "artifacts":
         return _starting(word, ["list", "rm", "gc", "runs="])
+    if command == "results":
+        from kdistill.results import OPTIONS
+
+        return [*_starting(word, [f"{name}=" for name in OPTIONS]), *_from_hydra(word, [])]
     if command in STAGES or command in ("list", "plan", "predict"):
         overrides = [other for other in words if "=" in other]
         return sorted({*_mounted(word), *_from_hydra(word, overrides)})
@@ -111,8 +115,8 @@ def _from_hydra(word: str, overrides: Sequence[str]) -> list[str]:
     """Ask Hydra's own completion, through its command line; it prints its answers."""
     import hydra
 
-    from kdistill.config.forms import long_form
     from kdistill.config.hydra_state import VERSION_BASE
+    from kdistill.config.overrides import long_form
 
     if re.match(r"(teacher|student|finetune)\.optim(\.schedule)?=", word):
         return []

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from kdistill.errors import StorageError
@@ -78,6 +77,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 def state_bytes(state: dict[str, Any]) -> bytes:
     """The content of the file that `save_state` writes."""
+    import torch  # here: tables of results are written without it
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -89,6 +90,8 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
     Nothing is unpickled but tensors and plain values (`weights_only=True`).
     """
+    import torch
+
     try:
         content = path.read_bytes()
     except FileNotFoundError:

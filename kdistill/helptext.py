@@ -124,6 +124,7 @@ TOOLS = {
     "explain": "a method: its formula, paper, what it needs, when to use it, its settings",
     "plan": "what a run will take: time, memory and disk of each stage, from a few real steps",
     "predict": "classes of images: kdistill predict IMAGE|FOLDER [model=FOLDER|FILE.onnx]",
+    "results": "all runs as one table: filtered, sorted, grouped, exported",
     "artifacts": "what is on disk: list, rm KEY..., gc",
 }
 
@@ -152,7 +153,9 @@ kdistill plan [overrides of a run]: {TOOLS["plan"]}
 Nothing is made or written. What is there already is `done`. Each stage takes at least three steps, as they will be;
 an untrained network stands for a teacher that is not there yet, and made-up logits for soft targets.
 memory: the whole process at its peak, on a GPU the tensors there. checkpoint: twice as much for a moment.
-Not counted: evaluation, writing to the disk, early stopping, what a cut-off run has done already.""",
+disk: with what each network says of the test split. device.processes: the time of one process, divided.
+Not counted: evaluation, what processes send each other, writing to the disk, early stopping, what a cut-off run has
+done already.""",
     "predict": """\
 kdistill predict IMAGE|FOLDER... [overrides]: the likeliest classes of each image, with probabilities
 
@@ -164,6 +167,19 @@ kdistill predict IMAGE|FOLDER... [overrides]: the likeliest classes of each imag
 predict.top=K: classes of each image (5). predict.format: table, json or csv. device.workers=N: processes that decode.
 Images are brought to the student's size and colours as in training. What cannot be read is reported, the others go
 on, and the exit code is 1. Multi-label: each class has a probability of its own. Regression: all values.""",
+    "results": f"""\
+kdistill results [filters] [options]: {TOOLS["results"]}
+
+  kdistill results                                 all runs, the newest first
+  kdistill results stage=run student=mlp loss.T=1,4
+                                                   those with these settings, on their lines or by default
+  kdistill results stage=run group=loss,loss.T     mean and standard deviation over all other settings, such as seeds
+  kdistill results sort=-fine-tuned.top1 top=10 columns=run,loss,loss.T,fine-tuned.top1
+  kdistill results group=student format=latex out=table.tex
+
+filters: a setting (student=cnn, loss.T=4), stage, status (ok, failed, interrupted, running, cut off), any column;
+a list lets each of its values through. sort=COLUMN,-COLUMN: upwards, downwards. top=N: so many rows.
+columns=A,B: these, settings among them. format: table, csv, markdown, latex, json. out=FILE. runs=DIR (runs).""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]

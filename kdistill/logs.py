@@ -11,6 +11,9 @@ from rich.text import Text
 
 from kdistill.console import complain, err
 
+#: what a line of this process begins with, where several write to one console
+prefix = ""
+
 
 class ConsoleHandler(logging.Handler):
     """Writes through rich above the bar on a terminal, and as plain lines in a pipe.
@@ -30,6 +33,7 @@ class ConsoleHandler(logging.Handler):
             line = self.format(record).lstrip("\t")
             if record.levelno >= logging.WARNING:
                 line = f"{record.levelname.lower()}: {line}"
+            line = prefix + line
             if err.is_terminal:
                 err.print(Text(line), soft_wrap=True)
             else:

@@ -97,7 +97,7 @@ def _row(estimate: Estimate) -> list[object]:
         *pace,
         "out of memory" if cost.out_of_memory else known,
         f"{cost.memory / 1e6:,.0f}" if cost.memory else "-",
-        _mb(estimate.count * cost.kept) if cost.kept else "-",
+        _mb(_stays(estimate)) if _stays(estimate) else "-",
         _mb(cost.checkpoint) if cost.checkpoint else "-",
     ]
 
@@ -123,7 +123,11 @@ def _seconds(found: Sequence[Estimate]) -> float:
 
 def _needed(found: Sequence[Estimate]) -> int:
     """Bytes on disk: all that stays, and the largest checkpoint, which is replaced by a new one beside it."""
-    return sum(e.count * e.cost.kept for e in found) + 2 * max(e.cost.checkpoint for e in found)
+    return sum(map(_stays, found)) + 2 * max(e.cost.checkpoint for e in found)
+
+
+def _stays(estimate: Estimate) -> int:
+    return estimate.count * (estimate.cost.kept + estimate.cost.judged)
 
 
 # --- advice ---

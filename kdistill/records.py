@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import statistics
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TypeGuard
 
 from rich import box, progress
 from rich.table import Table as RichTable
@@ -18,6 +21,8 @@ from kdistill.console import err
 from kdistill.files import write_bytes
 
 log = logging.getLogger("kdistill")
+#: characters of a text in a console's table
+WIDTH = 72
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,46 @@ class Table:
             table.add_row(*(str(value) for value in row))
         return table
 
-    def to_csv(self, path: Path) -> None:
+    def csv(self) -> str:
         text = io.StringIO(newline="")
         csv.writer(text).writerows([self.columns, *self.rows])
-        write_bytes(path, text.getvalue().encode())
+        return text.getvalue()
+
+    def to_csv(self, path: Path) -> None:
+        write_bytes(path, self.csv().encode())
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Numbers that differ by chance, such as scores over seeds: mean and sample standard deviation, if there is one."""
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[object]) -> Spread | None:
+        """Of those values that are numbers; None where none is."""
+        numbers = [float(value) for value in values if is_number(value)]
+        if not numbers:
+            return None
+        return cls(statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
+
+    def __str__(self) -> str:
+        if not self.deviation:
+            return f"{self.mean:.0f}" if self.mean.is_integer() else f"{self.mean:g}"
+        digits = 1 if self.mean >= 10 else 4
+        return f"{self.mean:.{digits}f} +- {self.deviation:.{digits}f}"
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def shortened(value: object) -> object:
+    """A cell for the console: its table is to stay readable, files have it all."""
+    if isinstance(value, str):
+        return textwrap.shorten(value, WIDTH, placeholder=" ...")
+    return round(value, 4) if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)

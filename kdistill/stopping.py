@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,8 +20,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Collect SIGINT and SIGTERM in a flag; a second SIGINT stops at once, as Python usually does."""
+def stop_requests(at_first: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
+    """Collect SIGINT and SIGTERM in a flag; a second SIGINT stops at once, as Python usually does.
+
+    `at_first` is called at the first of them.
+    """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread only
@@ -30,7 +33,9 @@ def stop_requests() -> Iterator[StopRequest]:
     def remember(signum: int, frame: FrameType | None) -> None:
         if stop.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.requested = True
+        if not stop.requested:
+            stop.requested = True
+            at_first()
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

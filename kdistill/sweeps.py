@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kdistill.config.compose import Plan, users_words
+from kdistill import jobfolder
+from kdistill.config.compose import Plan
+from kdistill.config.overrides import users_words
 from kdistill.console import complain, say, show_table
 from kdistill.errors import UserError
-from kdistill.records import Table
-
-STATUS_WIDTH = 72
+from kdistill.records import Spread, Table, shortened
 
 
 def report(plan: Plan) -> int:
@@ -29,7 +26,7 @@ def report(plan: Plan) -> int:
     rows = [_row(number, results.get(number), plan) for number in numbers]
     columns = [*dict.fromkeys(key for row in rows for key in row if key != "status"), "status"]
     table = Table("", columns, [[row.get(column, "") for column in columns] for row in rows])
-    show_table(Table("", columns, [[_short(value) for value in row] for row in table.rows]))
+    show_table(Table("", columns, [[shortened(value) for value in row] for row in table.rows]))
     over_seeds = _over_seeds(rows, plan.swept)
     if over_seeds:
         show_table(over_seeds)
@@ -49,10 +46,11 @@ def report(plan: Plan) -> int:
 
 def _results(folder: Path) -> dict[int, dict[str, Any]]:
     found = {}
-    for file in folder.rglob("result.json"):
+    for file in folder.rglob(jobfolder.RESULT):
         with suppress(ValueError):  # a full disk has cut it off
-            content = json.loads(file.read_text())
-            found[int(content["job"])] = content
+            content = jobfolder.read_result(file.parent)
+            if content is not None:
+                found[int(content["job"])] = content
     return found
 
 
@@ -62,7 +60,8 @@ def _row(number: int, result: Mapping[str, Any] | None, plan: Plan) -> dict[str,
     values = dict(word.split("=", 1) for word in overrides if "=" in word)
     row: dict[str, Any] = {"job": number, **{key: values.get(key, "") for key in plan.swept}}
     if result is None:
-        return row | {"status": "not run"}
+        begun = (plan.folder / str(number) / "kdistill.log").exists()
+        return row | {"status": jobfolder.CUT_OFF if begun else "not run"}
     status = (
         result["status"]
         if result["status"] == "ok"
@@ -86,29 +85,12 @@ def _over_seeds(rows: list[dict[str, Any]], swept: list[str]) -> Table | None:
     metrics = [
         key for key, value in first.items() if key not in ("job", *swept) and isinstance(value, int | float)
     ]
-    lines = [
+    lines: list[list[object]] = [
         [
             *values,
             len(members),
-            *(_mean_and_spread([member.get(key) for member in members]) for key in metrics),
+            *(Spread.of(member.get(key) for member in members) or "" for key in metrics),
         ]
         for values, members in groups.items()
     ]
     return Table(f"mean +- standard deviation over {' and '.join(seeds)}", [*others, "n", *metrics], lines)
-
-
-def _mean_and_spread(values: list[Any]) -> str:
-    numbers = [value for value in values if isinstance(value, int | float)]
-    if len(numbers) < 2:
-        return ""
-    mean, spread = statistics.mean(numbers), statistics.stdev(numbers)
-    if not spread:
-        return f"{mean:g}"
-    return f"{mean:.1f} +- {spread:.1f}" if mean >= 10 else f"{mean:.4f} +- {spread:.4f}"
-
-
-def _short(value: Any) -> Any:
-    """A value for the console: the table is to stay readable, the CSV has it all."""
-    if isinstance(value, str):
-        return textwrap.shorten(value, STATUS_WIDTH, placeholder=" ...")
-    return round(value, 4) if isinstance(value, float) else value

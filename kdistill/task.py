@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 from contextlib import suppress
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from kdistill.config.compose import users_words, validate
+from kdistill import jobfolder
+from kdistill.config.compose import validate
+from kdistill.config.overrides import users_words
 from kdistill.console import debug
 from kdistill.errors import Interrupted, KdistillError, PeerLost, StorageError, UserError, first_line
 
@@ -49,23 +50,26 @@ def task(cfg: DictConfig) -> float | None:
     global last
     last = None
     folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        config = validate(cfg)
-        words = users_words(HydraConfig.get().overrides.task)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            log.info("job %d: %s", HydraConfig.get().job.num, " ".join(words))
-        from kdistill.stages import run_stage
+    with jobfolder.at_work(folder):
+        settings: dict[str, Any] = {}
+        try:
+            config = validate(cfg)
+            settings = _settings(cfg)
+            words = users_words(HydraConfig.get().overrides.task)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                log.info("job %d: %s", HydraConfig.get().job.num, " ".join(words))
+            from kdistill.stages import run_stage
 
-        last = Outcome("ok", run_stage(config, words, folder))
-    except (KeyboardInterrupt, Interrupted) as ex:
-        last = Outcome("interrupted", error=str(ex), exit_code=Interrupted.exit_code)
-        raise KeyboardInterrupt(str(ex)) from ex
-    except Exception as ex:
-        last = _failed(ex, Path(str(cfg.runs)), folder)
-    finally:
-        # The disk may be full: what `last` says must not be lost to that.
-        with suppress(OSError):
-            _record(folder, last)
+            last = Outcome("ok", run_stage(config, words, folder))
+        except (KeyboardInterrupt, Interrupted) as ex:
+            last = Outcome("interrupted", error=str(ex), exit_code=Interrupted.exit_code)
+            raise KeyboardInterrupt(str(ex)) from ex
+        except Exception as ex:
+            last = _failed(ex, Path(str(cfg.runs)), folder)
+        finally:
+            # The disk may be full: what `last` says must not be lost to that.
+            with suppress(OSError):
+                _record(folder, last, settings)
     if last.result is None:
         return math.nan
     return last.result.objective
@@ -106,7 +110,14 @@ def storage_error(ex: BaseException, runs: Path) -> StorageError | None:
     return None
 
 
-def _record(folder: Path, outcome: Outcome | None) -> None:
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """What `kdistill results` filters and groups by."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    choices: Any = OmegaConf.to_container(HydraConfig.get().runtime.choices)
+    return jobfolder.settings_of(plain, choices)
+
+
+def _record(folder: Path, outcome: Outcome | None, settings: dict[str, Any]) -> None:
     if outcome is None:
         return
     hydra = HydraConfig.get()
@@ -120,4 +131,4 @@ def _record(folder: Path, outcome: Outcome | None) -> None:
         content |= {"objective": result.objective, "row": result.row, "artifacts": result.artifacts}
     else:
         content |= {"error": " ".join(outcome.error.split()), "exit_code": outcome.exit_code}
-    (folder / "result.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
+    jobfolder.write_result(folder, content | {"settings": settings})

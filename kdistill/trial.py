@@ -38,6 +38,8 @@ class Cost:
     """Bytes in use at its peak, as `kdistill.resources.peak_memory` counts them."""
     kept: int = 0
     """Bytes on disk that stay."""
+    judged: int = 0
+    """Bytes on disk of what it says of the test split."""
     checkpoint: int = 0
     """Bytes of the state that a stopped run goes on from, gone when the stage is over."""
     asking_seconds: float = 0.0

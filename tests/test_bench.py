@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -54,3 +55,32 @@ def test_the_gpu_benchmark_on_a_cpu(
     (made,) = found["soft targets"]
     assert made["teacher"] == "resnet8"
     assert made["generate"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "words", "columns"),
+    [
+        (
+            "precision",
+            ["--network", "mlp", "--rounds", "1", "--seconds", "0"],
+            ["network", "images", "multiply-adds", "threads", "training", "inference"],
+        ),
+        (
+            "sharded",
+            ["--width", "32", "--depth", "2"],
+            ["row", "parameters", "between MiB", "peak MiB", "step s"],
+        ),
+    ],
+)
+def test_benchmarks_at_a_tiny_size(script: str, words: list[str], columns: list[str]) -> None:
+    """Each prints a JSON line for a row, and all of them as a table."""
+    file = ROOT / "scripts" / "bench" / f"{script}.py"
+    done = subprocess.run([sys.executable, file, *words], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+
+    assert rows
+    assert all(list(row) == columns for row in rows)
+    assert f"| {' | '.join(columns)} |" in lines
+    assert len(lines) - lines.index(f"| {' | '.join(columns)} |") == len(rows) + 2

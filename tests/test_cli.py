@@ -196,7 +196,12 @@ def test_a_run_leaves_its_folder(stages: Stages) -> None:
     folder = _only("runs/distill/*")
     assert (folder / ".hydra" / "config.yaml").is_file()
     assert (folder / "kdistill.log").read_text().endswith("INFO kdistill: epoch 1/1\n")
-    assert json.loads((folder / "result.json").read_text()) == {
+    result = json.loads((folder / "result.json").read_text())
+    settings = result.pop("settings")
+    assert {key: settings[key] for key in ("stage", "student", "student.optim", "loss.T")} == {
+        "stage": "distill", "student": "cnn", "student.optim": "sgd", "loss.T": 2,
+    }  # fmt: skip
+    assert result == {
         "status": "ok",
         "job": None,
         "overrides": ["loss.T=2"],
@@ -355,6 +360,23 @@ def test_a_sweep_ends_with_a_table(stages: Stages, capsys: pytest.CaptureFixture
         rows = list(csv.DictReader(file))
     assert rows[3] == {
         "job": "3", "loss.T": "2", "student.optim": "sgd", "top1": "0.123456", "T": "2.0", "status": "ok",
+    }  # fmt: skip
+
+
+def test_results_know_all_settings_of_a_job(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options and values, whether they were on the line or defaults."""
+    assert main(["distill", "-m", "loss.T=1,2", "student.optim=adamw"]) == 0
+    capsys.readouterr()
+    words = [
+        "student.optim=adamw",
+        "student=cnn",
+        "loss.T=2",
+        "columns=stage,loss,loss.T,student.optim.lr,T,status",
+    ]
+    assert main(["results", *words, "format=json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row == {
+        "stage": "distill", "loss": "kd", "loss.T": 2, "student.optim.lr": 0.001, "T": 2.0, "status": "ok",
     }  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from kdistill.cli import main
 from kdistill.config import explain, folders
 from kdistill.config.compose import plan, preview, users_words
-from kdistill.config.forms import long_form, short_form
 from kdistill.config.hydra_state import as_current, composer
+from kdistill.config.overrides import long_form, short_form
 from kdistill.errors import ConfigError
 
 

@@ -26,13 +26,16 @@ LAYERS = [
         "shards",
         "statistics",
         "stored",
+        "formats",
+        "jobfolder",
     },
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing", "interface", "exports"},
     {"teachers", "state", "learners", "training_data"},
     {"artifacts", "partial", "identity", "loop", "trial", "footprint", "studies"},
     {"stages", "housekeeping"},
-    {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "helptext", "words"},
+    {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "helptext", "words"}
+    | {"history", "results", "hydra_app", "workers"},
     {"cli", "completion"},
     {"__main__"},
 ]

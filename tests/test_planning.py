@@ -13,7 +13,7 @@ from kdistill.cli import main
 from kdistill.config.schema import Config
 from kdistill.partial import Work
 from kdistill.planning import advice, duration
-from kdistill.stages.estimates import Estimate, estimates
+from kdistill.stages.estimates import Estimate, estimates, speed_up
 from kdistill.trial import pace
 from tests.conftest import TINY
 
@@ -200,6 +200,52 @@ def test_networks_and_checkpoints_on_disk(tiny: Tiny, monkeypatch: pytest.Monkey
     assert planned.checkpoint == pytest.approx(max(sizes), rel=0.1)
 
 
+def test_predictions_on_disk(plan: Callable[..., list[str]], tiny: Tiny) -> None:
+    """Those of each network, but for the file's header; the table's column is both."""
+    planned = costs(tiny())
+    scores = run(tiny())
+    files = {
+        name: Path(scores[name]["predictions"]) / "predictions.safetensors" for name in ("teacher", "student")
+    }
+    headers = {name: file.stat().st_size - planned[name].cost.judged for name, file in files.items()}
+
+    assert all(0 < size < 1000 for size in headers.values())
+    assert planned["soft-targets"].cost.judged == 0
+    student = planned["student"].cost
+    line = plan("student.seed=1")[3].split()
+    assert line[-2] == f"{(student.kept + student.judged) / MB:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "threads", "faster"),
+    [("cuda", 4, None, 4), ("cpu", 2, None, 1), ("cpu", 2, 1, 2), ("cpu", 4, 1, 4), ("cpu", 16, 1, 8)],
+)
+def test_processes_share_the_time(
+    device: str,
+    processes: int,
+    threads: int | None,
+    faster: float,
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU each; or threads of 8 cores, of which a trial has those of one process, or all of them."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads or 8)
+    settings = tiny().device.model_copy(update={"processes": processes, "threads": threads})
+
+    assert speed_up(settings, torch.device(device)) == faster
+
+
+def test_a_plan_of_several_processes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps stay as many, and each takes a part of the time."""
+    monkeypatch.setattr("kdistill.stages.estimates.speed_up", lambda *device: 1e9)
+    found = costs(tiny("device.processes=2"))
+
+    assert [found[kind].cost.steps for kind in ("teacher", "soft-targets", "student")] == [27, 27, 27]
+    assert all(0 < (e.cost.seconds or 0) < 1e-6 for e in found.values())
+
+
 def test_seconds_are_steps_validations_and_checkpoints(tiny: Tiny) -> None:
     """At least the steps of all epochs; with none, as for published weights, no step is taken."""
     cost = costs(tiny())["teacher"].cost
@@ -243,7 +289,7 @@ def test_no_advice_where_all_fits(plan: Callable[..., list[str]]) -> None:
 def test_a_disk_that_is_too_small(tiny: Tiny) -> None:
     """Views are cut to what fits: two of 4,608 bytes in float32 beside the rest, not the three of 13,824."""
     found = estimates([tiny("soft_targets.dtype=float32")])
-    needed = sum(e.cost.kept for e in found) + 2 * max(e.cost.checkpoint for e in found)
+    needed = sum(e.cost.kept + e.cost.judged for e in found) + 2 * max(e.cost.checkpoint for e in found)
 
     assert list(advice(found, needed, None)) == []
     (line,) = advice(found, needed - 1, None)

@@ -19,8 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from kdistill.config import explain, folders, safety
-from kdistill.config.forms import long_form, quoted, short_form
 from kdistill.config.hydra_state import as_current, composer
+from kdistill.config.launchers import Launcher
+from kdistill.config.overrides import long_form, quoted, short_form
+from kdistill.config.overrides import users_words as users_words
 from kdistill.config.schema import Config
 from kdistill.config.search import flat
 from kdistill.errors import ConfigError, did_you_mean
@@ -38,6 +40,7 @@ class Plan:
     multirun: bool
     is_listed: bool
     """Whether the jobs are known beforehand: a sweeper that searches chooses them itself."""
+    launcher: Launcher
     folder: Path
     """The run's folder, or the sweep's, below which each job has its own."""
     overrides: list[str]
@@ -57,6 +60,8 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         if multirun:
             _check_sweeper(cfg, parsed)
             parsed = [*_parse(_preset(cfg)), *parsed]
+        launcher = Launcher.of(cfg)
+        launcher.check(multirun, force=cfg.force is True)
         jobs = list(_jobs(parsed)) if multirun else [words]
         configs = [_checked(job) for job in jobs] if multirun else [validate(cfg)]
         folder = _folder(cfg, multirun)
@@ -68,6 +73,7 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         swept=list(dict.fromkeys(swept)),
         multirun=multirun,
         is_listed=_is_basic(cfg),
+        launcher=launcher,
         folder=folder,
         overrides=[*words, f"{key}={quoted(str(folder))}"],
     )
@@ -93,11 +99,6 @@ def validate(cfg: DictConfig) -> Config:
     if config is None:
         raise ConfigError(_joined(problems))
     return config
-
-
-def users_words(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a job as the user would write them, without the stage and Hydra's own settings."""
-    return [short_form(word) for word in overrides if not re.match(r"\+*(stage=|hydra[./@])", word)]
 
 
 # --- words ---

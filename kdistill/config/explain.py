@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kdistill.config import folders
+from kdistill.config import folders, launchers
 from kdistill.config.models import FAMILIES
 from kdistill.config.schema import Config
 from kdistill.errors import did_you_mean, first_line
@@ -251,6 +251,8 @@ def _or(names: Sequence[str]) -> str:
 
 def unknown_option(group: str, option: str, options: Sequence[str], word: str, folder: str) -> str:
     """The text for a name that a config group does not have."""
+    if group == "hydra/launcher" and option in launchers.EXTRAS:
+        return launchers.missing(option)
     if not options:
         file = f"{folder}/{group}/{option}.yaml"
         return f"no option {option!r} in group {group!r}: it has none yet. Write one as {file}"

@@ -77,10 +77,21 @@ def check_composed(cfg: DictConfig, shipped: Path) -> None:
                 f"hydra.{key}._target_={target}: not a plugin of Hydra; choose one with hydra/{key}=NAME"
             )
         _refuse_targets(node, f"hydra.{key}")
+    _check_script(_plain(hydra.launcher))
     plain = _plain(cfg)
     for key in ("launcher", "sweeper"):
         plain["hydra"].pop(key)
     _refuse_targets(plain, "")
+
+
+def _check_script(launcher: dict[str, Any]) -> None:
+    """Refuse what would be a command of its own in the script that a launcher hands to Slurm."""
+    if launcher.get("setup"):
+        raise ConfigError("hydra.launcher.setup may not be set: its lines would be run as commands")
+    for key, value in launcher.items():
+        texts = [*value, *value.values()] if isinstance(value, dict) else [value]
+        if any("\n" in str(text) for text in texts):
+            raise ConfigError(f"hydra.launcher.{key}: a line break in it would begin a command")
 
 
 def _plain(node: Any) -> Any:

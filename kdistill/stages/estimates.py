@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdistill.artifacts import Artifact
+from kdistill.config import schema
 from kdistill.config.schema import Config
 from kdistill.data import Batch
 from kdistill.identity import key_of
@@ -125,7 +127,7 @@ def _cost(part: Part) -> Cost:
 
 def _teacher(job: Job) -> Cost:
     if job.config.teacher.kind == "estimator":
-        return Cost()  # how long scikit-learn fits is known when it has
+        return Cost(judged=predictions_bytes(job))  # how long scikit-learn fits is known when it has
     return _tried(job, train_teacher.course(job))
 
 
@@ -165,7 +167,26 @@ def _tried(job: Job, course: Course) -> Cost:
         signal=course.signal(lesson.teacher_layers),
         judge_start=course.judges_start(job),
     )
-    return replace(cost, kept=sum(map(_bytes, [lesson.student.net, *lesson.apart.values()])))
+    kept = sum(map(_bytes, [lesson.student.net, *lesson.apart.values()]))
+    return _shared(job, replace(cost, kept=kept, judged=predictions_bytes(job)))
+
+
+def _shared(job: Job, cost: Cost) -> Cost:
+    """The cost where processes share the work, as it would be if they sent each other nothing."""
+    if cost.seconds is None or job.config.device.processes == 1:
+        return cost
+    faster = speed_up(job.config.device, job.engine.device)
+    return replace(cost, seconds=cost.seconds / faster, step_seconds=cost.step_seconds / faster)
+
+
+def speed_up(settings: schema.Device, device: torch.device) -> float:
+    """How many times the device of a trial the processes of a run have: GPUs, or threads of this machine."""
+    if device.type != "cpu":
+        return settings.processes
+    cores = os.cpu_count() or 1
+    usual = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // settings.processes))
+    threads = settings.processes * (settings.threads or usual)
+    return min(threads, max(cores, torch.get_num_threads())) / torch.get_num_threads()
 
 
 def _bytes(network: nn.Module) -> int:
@@ -188,12 +209,22 @@ def _soft_targets(job: Job) -> Cost:
     first, step = pace(asked, job.engine.device)
     steps = job.identity.teacher_views * -(-len(split) // size)
     memory = peak_memory(job.engine.device)
-    return Cost(first + (steps - 1) * step, steps, step, min(size, len(split)), memory, kept)
+    return _shared(job, Cost(first + (steps - 1) * step, steps, step, min(size, len(split)), memory, kept))
 
 
 def soft_targets_bytes(job: Job) -> int:
     """Size of a teacher's stored logits: views x samples x bytes of a row."""
     return layout_for(job, count_outputs(job, job.find_teacher())).bytes
+
+
+def predictions_bytes(job: Job) -> int:
+    """Size of what a network says of the test split: logits, labels, and the names of samples and classes."""
+    test, classes = job.data.test, list(job.data.classes)
+    return (
+        4 * len(test) * len(classes)
+        + test.labels.nbytes
+        + len(json.dumps(list(test.ids)) + json.dumps(classes))
+    )
 
 
 # --- teachers that are not there yet ---

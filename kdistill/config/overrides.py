@@ -1,8 +1,12 @@
-"""Overrides in a user's short form, and in the form that Hydra takes."""
+"""Overrides as the user writes them: short forms for Hydra's, and the values that a word names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
+
+from kdistill.errors import ConfigError
 
 #: settings with keys that no YAML lists: an architecture's parameters, whose names the schema checks; those of an
 #: assistant, which has no section of its own until some of it is set; variants, whose names are the user's
@@ -38,3 +42,25 @@ def quoted(text: str) -> str:
     """Text as a value that Hydra's grammar takes whatever is in it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def users_words(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a job as the user would write them, without the stage and Hydra's own settings."""
+    return [short_form(word) for word in overrides if not re.match(r"\+*(stage=|hydra[./@])", word)]
+
+
+def values_of(word: str) -> list[Any]:
+    """The values that a word names, typed as in a config: `loss.T=1,2` -> `[1, 2]`; raises `ConfigError`."""
+    # imported here: a table of results without filters need not wait for it
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, value = OverridesParser.create(), word.partition("=")[2]
+    try:
+        override = parser.parse_override(f"key={value}")
+        texts = list(override.sweep_string_iterator()) if override.is_sweep_override() else [value]
+        return [parser.parse_override(f"key={text}").value() for text in texts]
+    except (HydraException, NotImplementedError):
+        from kdistill.config.explain import unreadable
+
+        raise ConfigError(unreadable(word)) from None
