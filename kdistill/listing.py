@@ -20,9 +20,10 @@ GROUPS = {
     "losses": "loss",
     "features": "feature",
     "mixing": "mixing",
+    "trackers": "tracker",
     "experiments": "experiment",
 }
-OPTIONS = ["teachers", "students", "models", "datasets", "losses", "features", "mixing", "experiments"]
+OPTIONS = ["teachers", "students", "models", "datasets", "losses", "features", "mixing", "trackers", "experiments"]
 KINDS = [*OPTIONS, "layers", "artifacts"]
 
 

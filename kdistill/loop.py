@@ -81,8 +81,8 @@ def fit(
     Resumes from `checkpoint` when it holds a state, and saves one after every epoch, every
     `checkpoint_seconds` within an epoch, and when a stop is asked for. With `judge_start`, the starting
     state is a candidate for `keep: best`: fine-tuning never ends worse on validation than it began.
-    `on_epoch` is given the row of metrics of every epoch that is trained, after its state is saved; what it raises
-    ends the training.
+    `on_epoch` is given the row of metrics of every epoch that is trained, after its state is saved, and before them
+    those of a run that is gone on with; what it raises ends the training.
 
     Raises:
         Diverged: the loss is not finite. On a CPU the optimizer has not moved on it; elsewhere it is found some steps
@@ -98,6 +98,8 @@ def fit(
         log.info(
             "%s: going on at epoch %d of %d, step %d", title, state.epoch + 1, settings.epochs, state.step
         )
+        for row in state.history:
+            on_epoch(row)
     elif judge_start or not settings.epochs:
         state.consider(_validated(state, validation))
 

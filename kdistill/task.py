@@ -56,7 +56,7 @@ def task(cfg: DictConfig) -> float | None:
             log.info("job %d: %s", HydraConfig.get().job.num, " ".join(words))
         from kdistill.stages import run_stage
 
-        last = Outcome("ok", run_stage(config, words))
+        last = Outcome("ok", run_stage(config, words, folder))
     except (KeyboardInterrupt, Interrupted) as ex:
         last = Outcome("interrupted", error=str(ex), exit_code=Interrupted.exit_code)
         raise KeyboardInterrupt(str(ex)) from ex

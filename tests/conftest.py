@@ -1,7 +1,8 @@
 """Shared by all tests: no user's config, and small configs composed from the shipped YAML."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,23 @@ NO_AUGMENT = {
 def _no_user_configs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.delenv("KDISTILL_CONFIG_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture
+def hydras_logging() -> Iterator[Callable[[], None]]:
+    """Takes down the log handlers that Hydra sets up for a command: when it is called, and at the end."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def take_down() -> None:
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)
+            handler.close()
+        root.handlers[:] = before
+        root.setLevel(level)
+
+    yield take_down
+    take_down()
 
 
 @pytest.fixture

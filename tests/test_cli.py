@@ -38,7 +38,7 @@ class Stages(types.ModuleType):
     def check_before(self, configs: list[Config], overrides: object = ()) -> None:
         self.checked.append(list(configs))
 
-    def run_stage(self, config: Config, overrides: list[str]) -> Result:
+    def run_stage(self, config: Config, overrides: list[str], folder: Path) -> Result:
         self.asked.append(config)
         self.words = overrides
         logging.getLogger("kdistill").info("epoch 1/1")
@@ -448,8 +448,8 @@ def test_list_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines() if line[:1].isalpha()] == [
-        "teachers", "students", "models", "datasets", "losses", "features", "mixing", "experiments",
-        "kdistill", "kdistill",
+        "teachers", "students", "models", "datasets", "losses", "features", "mixing", "trackers",
+        "experiments", "kdistill", "kdistill",
     ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from kdistill.config.losses import Loss
 from kdistill.config.models import EnsembleParams, check_params, kind_of
 from kdistill.config.optim import Optim
 from kdistill.config.section import Section, Seed
+from kdistill.config.trackers import Tracker
 from kdistill.errors import did_you_mean
 
 #: YAML reads the name of a class that is a number as one
@@ -262,6 +263,7 @@ class Config(Section):
     predict: Predict
     eval: Eval
     device: Device
+    tracker: Tracker
 
     @model_validator(mode="after")
     def _students_are_networks(self) -> Config:
