@@ -163,25 +163,12 @@ def train_step(
     objective: Goal,
     signal: TeacherSignal | None,
 ) -> None:
-    """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`."""
+    """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`.
+
+    Gradients are accumulated over parts of the batch, to save memory.
+    """
     state.set_learning_rate()
-    names, terms = _accumulate_gradients(state, step, batch, view, objective, signal)
-    state.record(names, terms)
-    if state.looks_at_loss and not state.is_finite:
-        raise Diverged(_divergence(state, names, terms))
-    state.optimizer_step()
-
-
-def _accumulate_gradients(
-    state: State,
-    step: nn.Module,
-    batch: Batch,
-    view: int,
-    objective: Goal,
-    signal: TeacherSignal | None,
-) -> tuple[tuple[str, ...], Tensor]:
-    """Backward through a batch, in parts to save memory; returns the terms' names and their means, `[terms]`."""
-    means: list[Tensor] = []
+    means: list[Tensor] = []  # of each part, the loss's terms
     parts = list(batch.chunks(state.settings.optim.accumulate))
     for part in parts:
         share = len(part) / len(batch) * ranks.weight(state.batch_size)
@@ -190,7 +177,11 @@ def _accumulate_gradients(
             terms = step(part, objective, teacher)
             state.scaler.scale(_times(share, reduce(torch.add, terms.values()))).backward()
         means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
-    return tuple(terms), ranks.mean(reduce(torch.add, means))
+    names, mean = tuple(terms), ranks.mean(reduce(torch.add, means))
+    state.record(names, mean)
+    if state.looks_at_loss and not state.is_finite:
+        raise Diverged(_divergence(state, names, mean))
+    state.optimizer_step()
 
 
 def _times(share: float, value: Tensor) -> Tensor:

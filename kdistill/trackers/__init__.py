@@ -34,7 +34,7 @@ class Kind:
 
 
 TRACKERS = {
-    "tensorboard": Kind(event_files.check, event_files.EventFiles),
+    "tensorboard": Kind(event_files.check, event_files.EventFile),
     "mlflow": Kind(mlflow_run.check, mlflow_run.MlflowRun),
     "wandb": Kind(wandb_run.check, wandb_run.WandbRun),
 }

@@ -1,7 +1,12 @@
-"""TensorBoard: event files, which `tensorboard --logdir runs` shows while the run goes on."""
+"""TensorBoard: event files, which `tensorboard --logdir runs` shows while the run goes on.
+
+They are written here and now: PyTorch's `SummaryWriter` has a thread, which prints a traceback where a disk is full.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,40 +20,50 @@ from kdistill.trackers.run import Run, Status, metrics
 
 def check(settings: TensorBoard, runs: Path) -> None:
     """Raise `ConfigError` where the package is missing."""
-    _torchs_writer()
+    _imported("torch.utils.tensorboard")
 
 
-class EventFiles:
+class EventFile:
     """A run's event file: scalars over epochs, texts, and the settings for the HPARAMS page.
 
     Raises `StorageError` where the folder cannot be written.
     """
 
     def __init__(self, settings: TensorBoard, run: Run) -> None:
-        board = _torchs_writer()
+        board = _imported("torch.utils.tensorboard")
+        self._summary, self._event = board.summary, _imported("tensorboard.compat.proto.event_pb2").Event
         folder = Path(settings.folder).expanduser() / run.name if settings.folder else run.folder
         with storage_errors(folder, "tracker.folder" if settings.folder else "runs"):
-            self._writer = board.SummaryWriter(folder)
-        _, started, self._succeeded = board.summary.hparams(run.settings, {})
-        self._writer.file_writer.add_summary(started)
-        self._writer.add_text("command", run.command)
-        self._writer.flush()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
+            self._records = board.RecordWriter(self._file)
+            _, started, self._succeeded = board.summary.hparams(run.settings, {})
+            self._write(file_version="brain.Event:2")
+            self._write(summary=started)
+            self._write(summary=board.summary.text("command", run.command))
+            self._file.flush()
 
     def log(self, what: str, row: Mapping[str, Any]) -> None:
-        for name, value in metrics(what, row).items():
-            self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
+        self._scalars(metrics(what, row), row["epoch"])
+        self._file.flush()
 
     def finish(self, status: Status, result: Result | None) -> None:
-        if result is not None:
-            for name, value in metrics("result", result.row).items():
-                self._writer.add_scalar(name, value)
-            for kind, folder in result.artifacts.items():
-                self._writer.add_text(f"artifact/{kind}", folder)
-            self._writer.file_writer.add_summary(self._succeeded)
-        self._writer.add_text("status", status)
-        self._writer.close()
+        with self._file:
+            if result is not None:
+                self._scalars(metrics("result", result.row), 0)
+                for kind, folder in result.artifacts.items():
+                    self._write(summary=self._summary.text(f"artifact/{kind}", folder))
+                self._write(summary=self._succeeded)
+            self._write(summary=self._summary.text("status", status))
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._write(step, summary=self._summary.scalar(name, value))
+
+    def _write(self, step: int = 0, **content: Any) -> None:
+        event = self._event(wall_time=time.time(), step=step, **content)
+        self._records.write(event.SerializeToString())
 
 
-def _torchs_writer() -> Any:
-    return imported("torch.utils.tensorboard", "tensorboard", "tracker=tensorboard")
+def _imported(module: str) -> Any:
+    return imported(module, "tensorboard", "tracker=tensorboard")

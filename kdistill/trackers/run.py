@@ -40,6 +40,13 @@ class Tracker(Protocol):
 
 
 def metrics(what: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row by the names that trackers have for them: `student/validation_top1`."""
-    numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-    return {f"{what}/{name}".replace(" ", "_"): value for name, value in numbers.items()}
+    """The numbers of a row by the names that trackers have for them: `student/validation_top1`; `epoch` is their step."""
+    return {
+        metric(what, name): float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and name != "epoch"
+    }
+
+
+def metric(what: str, name: str) -> str:
+    return f"{what}/{name}".replace(" ", "_")

@@ -14,7 +14,7 @@ from kdistill.config.trackers import Wandb
 from kdistill.errors import ConfigError, first_line
 from kdistill.extras import imported
 from kdistill.records import Result
-from kdistill.trackers.run import Run, Status, metrics
+from kdistill.trackers.run import Run, Status, metric, metrics
 
 EXIT_CODES = {"ok": 0, "failed": 1, "interrupted": 130}
 #: how long the end of a run waits for a server, in seconds; the files stay for `wandb sync`
@@ -57,12 +57,11 @@ class WandbRun:
         self._axes: set[str] = set()
 
     def log(self, what: str, row: Mapping[str, Any]) -> None:
-        values = metrics(what, row)
-        axis = next(name for name in values if name.endswith("/epoch"))
+        axis = metric(what, "epoch")
         if axis not in self._axes:  # each training has epochs of its own
-            self._run.define_metric(axis.replace("epoch", "*"), step_metric=axis)
+            self._run.define_metric(metric(what, "*"), step_metric=axis)
             self._axes.add(axis)
-        self._run.log(values)
+        self._run.log({axis: row["epoch"], **metrics(what, row)})
 
     def finish(self, status: Status, result: Result | None) -> None:
         if result is not None:

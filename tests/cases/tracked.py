@@ -75,7 +75,7 @@ def of_wandb(runs: Path, name: str) -> Seen:
             row = {_key(item): json.loads(item.value_json) for item in record.history.item}
             epoch = next(value for key, value in row.items() if key.endswith("/epoch"))
             for key, value in row.items():
-                if not key.startswith("_"):
+                if not key.startswith("_") and not key.endswith("/epoch"):
                     curves.setdefault(key, []).append((epoch, value))
         elif kind == "summary":
             summary |= {_key(item): json.loads(item.value_json) for item in record.summary.update}
