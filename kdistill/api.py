@@ -93,7 +93,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _job(config: Config) -> Job:
-    """The job of a config; raises `ConfigError` for several processes and for trackers, which only the command starts."""
+    """The job of a config; raises `ConfigError` for several processes and trackers, which only the command starts."""
     if config.device.processes > 1:
         raise ConfigError(
             f"device.processes={config.device.processes}: only the command `kdistill` starts processes; from Python"

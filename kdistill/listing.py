@@ -23,7 +23,17 @@ GROUPS = {
     "trackers": "tracker",
     "experiments": "experiment",
 }
-OPTIONS = ["teachers", "students", "models", "datasets", "losses", "features", "mixing", "trackers", "experiments"]
+OPTIONS = [
+    "teachers",
+    "students",
+    "models",
+    "datasets",
+    "losses",
+    "features",
+    "mixing",
+    "trackers",
+    "experiments",
+]
 KINDS = [*OPTIONS, "layers", "artifacts"]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.config.data import ImageFolder, ImageTable, Synthetic
-from kdistill.data import Data, Split, cache, decoding, load_data
+from kdistill.data import Data, cache, decoding, load_data
 from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit

@@ -1,32 +1,18 @@
 """Data sets: splits, orders, statistics; digits and synthetic images."""
 
-import gzip
-import hashlib
-import io
-import pickle
-import struct
-import tarfile
-import urllib.error
-import urllib.request
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision import datasets
-from kdistill.config.data import Dataset
+
 from kdistill.data import Data, load_data, sample_order
-from kdistill.data import downloaded as downloaded_module
 from kdistill.data.assemble import from_arrays as assembled
-from kdistill.data.downloaded import read_idx
 from kdistill.data.splits import ArraySplit, channel_statistics, cut, stratified_order, subset
 from kdistill.errors import DataError
-from tests.conftest import NO_AUGMENT
 from tests.cases.data import all_images, config
-
 
 # --- batches and orders ---
 

@@ -10,23 +10,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
-from sklearn.datasets import load_digits
-from torch import Tensor
 from torchvision import datasets
-from kdistill.config.data import Dataset
-from kdistill.data import Data, load_data, sample_order
-from kdistill.data import downloaded as downloaded_module
-from kdistill.data.assemble import from_arrays as assembled
-from kdistill.data.downloaded import read_idx
-from kdistill.data.splits import ArraySplit, channel_statistics, cut, stratified_order, subset
-from kdistill.errors import DataError
-from tests.conftest import NO_AUGMENT
-from tests.cases.data import all_images, config
 
+from kdistill.data import downloaded as downloaded_module
+from kdistill.data import load_data
+from kdistill.data.downloaded import read_idx
+from kdistill.errors import DataError
+from tests.cases.data import config
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

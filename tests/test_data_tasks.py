@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from sklearn.datasets import load_diabetes, load_digits
 
 from kdistill.config.data import Dataset
@@ -15,6 +15,7 @@ from kdistill.errors import DataError
 from kdistill.models import build_classifier
 from kdistill.models.classifier import Classifier
 from tests.cases.data import config as section
+from tests.conftest import NO_AUGMENT
 
 
 def config(name: str, **changes: Any) -> Dataset:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdistill.config.data import Dataset

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.config.data import ImageFolder
-from kdistill.data import Data, Split, decoding, load_data
+from kdistill.data import Data, decoding, load_data
 from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit

@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest

@@ -4,30 +4,23 @@ Mistakes in the config itself are in `tests/cases/config_errors.txt`; here the m
 and the order of the stages are wrong; `test_mistakes_on_disk.py` has the disk and what lies on it.
 """
 
-import errno
 import json
-import logging
-import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from kdistill.cli import main
+
 from kdistill.config import compose
 from kdistill.models import build_network
-from tests.conftest import TINY
 from tests.cases.stages import one
-from tests.conftest import Command
-
+from tests.conftest import TINY, Command
 
 # --- the machine, models, weights: refused before anything starts ---
 

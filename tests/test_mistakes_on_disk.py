@@ -1,29 +1,17 @@
-"""Damaged artifacts, folders that cannot be written, full disks: what a user is told, and that the next run mends it."""
+"""Damaged artifacts, folders that cannot be written, full disks: what a user is told, and how it goes on."""
 
 import errno
-import json
-import logging
 import os
-import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
-import numpy as np
+
 import pytest
-import torch
-from PIL import Image
-from kdistill.cli import main
-from kdistill.config import compose
-from kdistill.models import build_network
-from tests.conftest import TINY
+
 from tests.cases.stages import one
 from tests.conftest import Command
-
 
 FULL = "free some space (`kdistill artifacts gc`) or choose another folder with runs=DIR, and give the same"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdistill.errors import ConfigError, ModelError
 from kdistill.exports.onnx_file import OPSET, OnnxNetwork, check, write
 from kdistill.interface import Interface
-from kdistill.models import Classifier, ReusedHead, build_classifier
+from kdistill.models import Classifier, ReusedHead
 from kdistill.models.projector import Projector
 from tests.cases.networks import untrained
 

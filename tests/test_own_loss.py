@@ -2,19 +2,15 @@
 
 import csv
 import json
-import logging
 import os
-import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from kdistill import plugins
-from kdistill.cli import main
 from tests.conftest import TINY, Command
 
 COSINE = '''

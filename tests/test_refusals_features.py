@@ -1,18 +1,10 @@
 """Features that cannot be compared, and layers that do not fit: refused in one line, before any training."""
 
-import logging
-import shlex
-from collections.abc import Callable, Iterator
 from pathlib import Path
-import numpy as np
+
 import pytest
-from PIL import Image
-from kdistill.cli import main
-from kdistill.data import Views, sample_order
-from kdistill.stages.job import Job
-from kdistill.training_data import TrainingData
-from tests.conftest import TINY
-from tests.conftest import NO_WIDTH, TINY, Command, Refused
+
+from tests.conftest import NO_WIDTH, Command, Refused
 
 
 def pairs(feature: str, student: str, teacher: str) -> str:

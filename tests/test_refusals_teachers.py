@@ -1,17 +1,9 @@
 """Teachers that are brought along, or are no network, and do not fit: refused in one line, before any training."""
 
-import logging
-import shlex
-from collections.abc import Callable, Iterator
 from pathlib import Path
-import numpy as np
+
 import pytest
-from PIL import Image
-from kdistill.cli import main
-from kdistill.data import Views, sample_order
-from kdistill.stages.job import Job
-from kdistill.training_data import TrainingData
-from tests.conftest import TINY
+
 from tests.conftest import NO_WIDTH, TINY, Command, Refused
 
 

@@ -17,10 +17,10 @@ from kdistill import distill, load_config, make_soft_targets, train_teacher
 from kdistill.config.schema import Config, Stage
 from kdistill.errors import ConfigError, RunError, StorageError
 from kdistill.stages import check_before, run_stage
-from tests.cases.stages import at_stage
 from kdistill.stages.job import Job
 from kdistill.stages.signals import teacher_signal
 from kdistill.stored import Layout, Reader, TopLogits, Writer, layout_of
+from tests.cases.stages import at_stage
 from tests.conftest import TINY
 
 Tiny = Callable[..., Config]

@@ -1,30 +1,22 @@
 """Ensembles: several teachers at once, each with its own settings and its own view of the images."""
 
-import csv
 import json
-import math
-import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
-from kdistill import cli, distill, evaluate, load_config, load_network, make_soft_targets, run, train_teacher
-from kdistill.artifacts import Artifact, ArtifactStore
-from kdistill.config.schema import Config, Stage
-from kdistill.errors import ConfigError, DamagedArtifact, DataError, MissingArtifact, ModelError
-from kdistill.files import sha256_of
-from kdistill.models import save_weights
+
+from kdistill import cli, distill, evaluate, load_network, run, train_teacher
+from kdistill.artifacts import ArtifactStore
+from kdistill.config.schema import Config
+from kdistill.errors import ConfigError, MissingArtifact
 from kdistill.stages import check_before, run_stage
 from kdistill.stages.job import Job
 from kdistill.stages.signals import teacher_signal
 from tests.cases.stages import at_stage, folders_of, made, rebuild, train_all
-from tests.cases.teachers import first_batch, outputs_for, weights_of, write_images, write_outputs
-
+from tests.cases.teachers import first_batch, weights_of
 
 Tiny = Callable[..., Config]
 

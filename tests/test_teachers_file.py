@@ -1,30 +1,20 @@
 """Teachers that are known only by their outputs, in a file."""
 
-import csv
-import json
 import math
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
-from kdistill import cli, distill, evaluate, load_config, load_network, make_soft_targets, run, train_teacher
-from kdistill.artifacts import Artifact, ArtifactStore
+
+from kdistill import distill, load_config, make_soft_targets, run
 from kdistill.config.schema import Config, Stage
-from kdistill.errors import ConfigError, DamagedArtifact, DataError, MissingArtifact, ModelError
-from kdistill.files import sha256_of
-from kdistill.models import save_weights
+from kdistill.errors import ConfigError, DataError, ModelError
 from kdistill.stages import check_before, run_stage
 from kdistill.stages.job import Job
-from kdistill.stages.signals import teacher_signal
-from tests.cases.stages import at_stage, made, rebuild, train_all
-from tests.cases.teachers import first_batch, outputs_for, weights_of, write_images, write_outputs
-
+from tests.cases.stages import at_stage, made, train_all
+from tests.cases.teachers import first_batch, outputs_for, write_images, write_outputs
 
 Tiny = Callable[..., Config]
 

@@ -1,30 +1,23 @@
 """Teachers that were trained elsewhere, and perhaps for other classes: folders of networks."""
 
-import csv
-import json
-import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
-from kdistill import cli, distill, evaluate, load_config, load_network, make_soft_targets, run, train_teacher
+
+from kdistill import distill, load_network, make_soft_targets, run, train_teacher
 from kdistill.artifacts import Artifact, ArtifactStore
 from kdistill.config.schema import Config, Stage
-from kdistill.errors import ConfigError, DamagedArtifact, DataError, MissingArtifact, ModelError
-from kdistill.files import sha256_of
-from kdistill.models import save_weights
-from kdistill.stages import check_before, run_stage
+from kdistill.errors import ConfigError, DamagedArtifact, ModelError
+from kdistill.stages import check_before
 from kdistill.stages.job import Job
 from kdistill.stages.signals import teacher_signal
-from tests.cases.stages import at_stage, made, rebuild, train_all
-from tests.cases.teachers import first_batch, outputs_for, weights_of, write_images, write_outputs
-
+from tests.cases.stages import at_stage, rebuild
+from tests.cases.teachers import first_batch, weights_of, write_images
 
 Tiny = Callable[..., Config]
 NAMES = {"dark": 0, "grey": 90, "light": 190}

@@ -1,6 +1,7 @@
 """Trackers: each has what the run's own files have, none can end a run, none is part of an artifact's key."""
 
 import json
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -59,6 +60,20 @@ def _nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", checked)
+
+
+@pytest.fixture(scope="session")
+def mlflows_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty one, with the experiment: making its tables takes MLflow seconds."""
+    runs = tmp_path_factory.mktemp("mlflow")
+    TRACKERS["mlflow"].check(load_config("tracker=mlflow").tracker, runs)
+    return runs / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _with_a_database(mlflows_database: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflows_database, tmp_path / "runs" / "mlflow.db")
 
 
 class Notes:
@@ -219,9 +234,7 @@ def test_nothing_is_left_in_the_current_folder(
 # --- what may go wrong ---
 
 
-def test_a_tracker_that_fails_ends_no_run(
-    tiny: Tiny, notes: Notes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tracker_that_fails_ends_no_run(tiny: Tiny, notes: Notes, caplog: pytest.LogCaptureFixture) -> None:
     """One warning; nothing is told after it but the end. The artifact is made."""
     notes.failure = OSError(28, "No space left on device")
     config = at_stage(tiny("tracker=tensorboard", "loss=ce"), "distill")
@@ -314,7 +327,9 @@ def test_a_folder_that_cannot_be_written_is_named(tiny: Tiny, tmp_path: Path) ->
     """Before the work, with the setting that chose it."""
     (tmp_path / "file").write_text("")
     config = tiny("tracker=tensorboard", f"tracker.folder={tmp_path / 'file'}")
-    with pytest.raises(StorageError, match=r"not a directory\. Choose another folder with tracker\.folder=DIR$"):
+    with pytest.raises(
+        StorageError, match=r"not a directory\. Choose another folder with tracker\.folder=DIR$"
+    ):
         run_stage(config, folder=folder_of(config))
 
 
@@ -331,8 +346,10 @@ def test_a_folder_that_cannot_be_written_is_named(tiny: Tiny, tmp_path: Path) ->
             "tracker.uri=mlruns: must be a tracking server or database, such as http://localhost:5000; null:"
             " mlflow.db in the runs folder",
         ),
-        (["tracker=wandb", "tracker.mode=onlin"], "tracker.mode=onlin: must be offline or online. Did you mean"
-         " 'online'?"),
+        (
+            ["tracker=wandb", "tracker.mode=onlin"],
+            "tracker.mode=onlin: must be offline or online. Did you mean 'online'?",
+        ),
         (["tracker.folder=x"], "no setting 'tracker.folder'"),
     ],
 )

@@ -17,7 +17,7 @@ from kdistill import load_config
 from kdistill.api import distill, evaluate, make_soft_targets, train_teacher
 from kdistill.config.data import ImageFolder
 from kdistill.config.schema import Config
-from kdistill.data import Data, Split, load_data, transfer
+from kdistill.data import Split, load_data, transfer
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.data.webdataset import _expanded

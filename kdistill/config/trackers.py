@@ -19,7 +19,8 @@ class NoTracker(Section):
 class TensorBoard(Section):
     kind: Literal["tensorboard"]
     folder: str | None = Field(
-        min_length=1, description="folder of the event files, with one for each run; null: the run's own folder"
+        min_length=1,
+        description="folder of the event files, with one for each run; null: the run's own folder",
     )
 
 
@@ -35,7 +36,9 @@ class MLflow(Section):
 class Wandb(Section):
     kind: Literal["wandb"]
     project: str = Field(min_length=1, description="name that runs are filed under")
-    entity: str | None = Field(min_length=1, description="user or team of the project; null: the user's default")
+    entity: str | None = Field(
+        min_length=1, description="user or team of the project; null: the user's default"
+    )
     mode: Literal["offline", "online"] = Field(
         description="offline: into the run's folder, for `wandb sync`; online: to the server"
     )

@@ -27,7 +27,9 @@ def calibration_gap(confidence: Tensor, outcome: Tensor, bins: int = 15) -> floa
     return (gaps.abs().sum() / len(gap)).item()
 
 
-def scaled_scores(logits: Tensor, labels: Tensor, T: float | None, nll: Score, ece: Score) -> dict[str, float]:
+def scaled_scores(
+    logits: Tensor, labels: Tensor, T: float | None, nll: Score, ece: Score
+) -> dict[str, float]:
     """`nll_scaled` and `ece_scaled`: a task's scores of the logits divided by T; nothing without a temperature."""
     if T is None:
         return {}

@@ -41,7 +41,8 @@ class Job:
 
     `overrides` are the user's words on the command line, for the commands that messages suggest. `previous` is
     the step before in a chain, whose student is this one's teacher. `watch` is told each epoch that is trained: of
-    what ("teacher", of an ensemble "teacher NAME"; in a chain "step N"; "student", "fine-tuning"), and its row of metrics.
+    what ("teacher", in an ensemble "teacher NAME"; in a chain "step N"; "student", "fine-tuning"), and its row of
+    metrics.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """MLflow: runs on a tracking server, or in a database of its own in the runs folder.
 
-MLflow itself refuses plain folders by now. Its report of usage to its makers is turned off, unless the user's environment
-turns it on.
+MLflow itself refuses plain folders by now. Its report of usage to its makers is turned off, unless the user's
+environment turns it on.
 """
 
 from __future__ import annotations

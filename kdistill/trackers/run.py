@@ -40,7 +40,7 @@ class Tracker(Protocol):
 
 
 def metrics(what: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row by the names that trackers have for them: `student/validation_top1`; `epoch` is their step."""
+    """The numbers of a row by trackers' names for them, such as `student/validation_top1`; `epoch` is their step."""
     return {
         metric(what, name): float(value)
         for name, value in row.items()

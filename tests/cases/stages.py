@@ -1,27 +1,15 @@
 """Stages of a config, and what they have made."""
 
-import csv
 import json
-import math
-import shutil
-import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
-import numpy as np
-import pytest
+
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
-from kdistill import cli, distill, evaluate, load_config, load_network, make_soft_targets, run, train_teacher
-from kdistill.artifacts import Artifact, ArtifactStore
+
+from kdistill import load_network
 from kdistill.config.schema import Config, Stage
-from kdistill.errors import ConfigError, DamagedArtifact, DataError, MissingArtifact, ModelError
 from kdistill.files import sha256_of
 from kdistill.models import save_weights
-from kdistill.stages import check_before, run_stage
-from kdistill.stages.job import Job
-from kdistill.stages.signals import teacher_signal
+from kdistill.stages import run_stage
 
 
 def at_stage(config: Config, stage: Stage) -> Config:
