@@ -23,9 +23,13 @@ from kdistill.stages.tracking import tracked
 from kdistill.trackers import TRACKERS, Kind, Run, Status
 from tests.cases.stages import at_stage
 from tests.cases.tracked import READERS
+from tests.conftest import NO_WIDTH
 
 for package in ("tensorboard", "mlflow", "wandb"):
     pytest.importorskip(package)
+
+#: MLflow's own queries
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 Tiny = Callable[..., Config]
 KINDS = list(READERS)
@@ -178,9 +182,9 @@ def test_a_run_that_is_gone_on_with_has_its_first_epochs_too(tiny: Tiny, notes: 
 
 def test_each_network_of_a_run_has_its_own_name(tiny: Tiny, notes: Notes) -> None:
     """The members of an ensemble, the steps of a chain; what was there before is not trained and not told."""
-    members = "teacher.params.members={a: {seed: 1}, b: {seed: 2}}"
-    short = ("teacher.epochs=1", "student.epochs=1", "tracker=tensorboard", "generations=2")
-    config = tiny(*short, "teacher=ensemble", members)
+    members = "teacher.params.members={a: {name: cnn, seed: 1}, b: {name: cnn, seed: 2}}"
+    ensemble = ("teacher=ensemble", NO_WIDTH, "~teacher.params.members", members, "teacher.epochs=1")
+    config = tiny(*ensemble, "generations=2", "student.epochs=1", "tracker=tensorboard")
     run_stage(config, folder=folder_of(config))
     names = [what for what, _ in notes.epochs]
 
@@ -348,7 +352,7 @@ def test_a_folder_that_cannot_be_written_is_named(tiny: Tiny, tmp_path: Path) ->
         ),
         (
             ["tracker=wandb", "tracker.mode=onlin"],
-            "tracker.mode=onlin: must be offline or online. Did you mean 'online'?",
+            "tracker.mode=onlin: must be offline or online. Did you mean 'online' or 'offline'?",
         ),
         (["tracker.folder=x"], "no setting 'tracker.folder'"),
     ],
