@@ -13,4 +13,5 @@ def imported(module: str, extra: str, user: str) -> Any:
     try:
         return import_module(module)
     except ImportError as ex:
-        raise ConfigError(f"{user} needs {ex.name or module}: pip install 'kdistill[{extra}]'") from ex
+        package = (ex.name or module).partition(".")[0]
+        raise ConfigError(f"{user} needs {package}: pip install 'kdistill[{extra}]'") from ex

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +114,8 @@ def hydras_logging() -> Iterator[Callable[[], None]]:
     def take_down() -> None:
         for handler in set(root.handlers) - set(before):
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # the disk of a test may be full
+                handler.close()
         root.handlers[:] = before
         root.setLevel(level)
 
