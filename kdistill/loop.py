@@ -175,12 +175,13 @@ def train_step(
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
         with ranks.only_adding(step, last=part is parts[-1]):
             terms = step(part, objective, teacher)
-            state.scaler.scale(_times(share, reduce(torch.add, terms.values()))).backward()
+            # each term starts with the gradient of its share in their sum, which needs no operation of its own
+            torch.autograd.backward(list(terms.values()), [state.scaled(share)] * len(terms))
         means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
     names, mean = tuple(terms), ranks.mean(reduce(torch.add, means))
     state.record(names, mean)
     if state.looks_at_loss and not state.is_finite:
-        raise Diverged(_divergence(state, names, mean))
+        raise Diverged(_divergence(state, names, mean.tolist()))
     state.optimizer_step()
 
 
@@ -189,8 +190,8 @@ def _times(share: float, value: Tensor) -> Tensor:
     return value if share == 1 else share * value
 
 
-def _divergence(state: State, names: Sequence[str], terms: Tensor) -> str:
-    values = ", ".join(f"{name}={value:g}" for name, value in zip(names, terms.tolist(), strict=True))
+def _divergence(state: State, names: Sequence[str], terms: Sequence[float]) -> str:
+    values = ", ".join(f"{name}={value:g}" for name, value in zip(names, terms, strict=True))
     every = state.engine.look_every
     where = state.where if every == 1 else f"{state.where}, or up to {every} steps before"
     unmoved = "the weights have" if every == 1 else "what is saved has"
@@ -283,8 +284,8 @@ class _Saver:
         self._stop_if(wish == 2)
 
     def save(self) -> None:
-        if self.state.sums is not None and not self.state.is_finite:
-            raise Diverged(_divergence(self.state, self.state.terms, self.state.sums))
+        if not self.state.is_finite:
+            raise Diverged(_divergence(self.state, self.state.terms, self.state.sums()))
         if self.checkpoint:
             self.checkpoint.save_checkpoint(self.state.state_dict())
         self._last = time.monotonic()

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -50,9 +51,11 @@ class State:
         self.optimizer = build_optimizer(network, settings.optim)
         self.learning_rate = learning_rate(settings.optim, settings.epochs, self.steps_per_epoch)
         self.scaler = engine.scaler()
+        self.one = torch.ones((), device=engine.device)
         self.epoch = self.step = 0  # finished epochs; finished steps of the running one
         self.terms: tuple[str, ...] = ()  # of the running epoch's loss
-        self.sums: Tensor | None = None  # of each of them over the steps
+        self._sums: list[float] = []  # of each of them over the steps that were looked at
+        self._unseen: list[Tensor] = []  # the terms of each step since, on the device
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}  # best validation metrics so far
         self.kept: dict[str, float] = {}  # validation metrics of the kept state
@@ -92,12 +95,16 @@ class State:
     @property
     def is_finite(self) -> bool:
         """Whether all terms of the running epoch's steps are finite numbers."""
-        return self.sums is None or math.isfinite(self.sums.sum())
+        return all(map(math.isfinite, self.sums()))
 
     def set_learning_rate(self) -> None:
         lr = self.learning_rate(self.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+    def scaled(self, share: float) -> Tensor:
+        """The gradient that a part of a batch starts with."""
+        return self.scaler.scale(self.one if share == 1 else share * self.one)
 
     def optimizer_step(self) -> None:
         if self.settings.optim.clip_norm is not None:
@@ -113,12 +120,20 @@ class State:
     def record(self, names: tuple[str, ...], terms: Tensor) -> None:
         """Add the loss's terms in a step, `[names]`, to the epoch's; the names are the same through an epoch."""
         self.terms = names
-        self.sums = terms if self.sums is None else self.sums + terms
+        self._unseen.append(terms)
+
+    def sums(self) -> list[float]:
+        """Sum of each term over the running epoch's steps; a GPU is waited for."""
+        if self._unseen:
+            unseen = self._unseen[0] if len(self._unseen) == 1 else torch.stack(self._unseen).sum(0)
+            before = self._sums or [0.0] * len(self.terms)
+            self._sums = [a + b for a, b in zip(before, unseen.tolist(), strict=True)]
+            self._unseen = []
+        return self._sums
 
     def mean_terms(self) -> dict[str, float]:
         """Mean of the loss and of its terms over the running epoch."""
-        sums = [] if self.sums is None else (self.sums / self.step).tolist()
-        means = dict(zip(self.terms, sums, strict=True))
+        means = {name: value / self.step for name, value in zip(self.terms, self.sums(), strict=True)}
         return {"loss": sum(means.values()), **means}
 
     def end_epoch(self, scores: dict[str, float], images_per_second: float) -> dict[str, Any]:
@@ -129,7 +144,7 @@ class State:
             **{f"validation_{name}": value for name, value in scores.items()},
             "images_per_second": images_per_second,
         }
-        self.epoch, self.step, self.terms, self.sums = self.epoch + 1, 0, (), None
+        self.epoch, self.step, self.terms, self._sums = self.epoch + 1, 0, (), []
         self.history.append(row)
         self.waited += 1
         self.consider(scores)
@@ -164,7 +179,7 @@ class State:
             "epoch": self.epoch,
             "step": self.step,
             "terms": self.terms,
-            "sums": self.sums,
+            "sums": self.sums(),
             "history": self.history,
             "best": self.best,
             "kept": self.kept,
@@ -185,8 +200,7 @@ class State:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.epoch, self.step, self.waited = saved["epoch"], saved["step"], saved["waited"]
-        self.terms, sums = tuple(saved["terms"]), saved["sums"]
-        self.sums = None if sums is None else sums.to(self.engine.device)
+        self.terms, self._sums = tuple(saved["terms"]), list(saved["sums"])
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
         self.engine.set_random_state(saved["random"])

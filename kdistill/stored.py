@@ -214,10 +214,14 @@ class Reader:
         # as bytes: both layouts are moved and indexed alike, records as well as numbers
         self._rows = mapped.view(np.ndarray).view(np.uint8).reshape(*layout.shape[:2], layout.row.itemsize)
         self._held: Tensor | None = None
-        if layout.bytes <= (room_on(device) if in_memory is None else in_memory):
+        room = room_on(device) if in_memory is None else in_memory
+        if layout.bytes <= room:
             # read, and not copied from the map, whose pages would come one by one
             content = np.fromfile(path, np.uint8, offset=mapped.offset).reshape(self._rows.shape)
             self._held = torch.from_numpy(content).to(device)
+        # A view is unpacked once for all its batches, unless that takes more room than the file itself may.
+        self._unpacks = 4 * layout.shape[1] * layout.shape[2] <= room
+        self._unpacked: tuple[int, Tensor] | None = None
         self._map, self._start = mapped.base, mapped.offset
         if self._held is None and hasattr(mmap, "MADV_RANDOM"):
             self._map.madvise(mmap.MADV_RANDOM)  # no megabytes read ahead for each row
@@ -226,7 +230,12 @@ class Reader:
         """Logits float32 `[N, K]` of samples `indices`, int64 `[N]`. Where one view is stored, it serves for all."""
         view %= self._layout.shape[0]
         if self._held is not None:
-            return self._layout.unpack(self._held[view].index_select(0, indices.to(self._device)))
+            indices = indices.to(self._device)
+            if not self._unpacks:
+                return self._layout.unpack(self._held[view].index_select(0, indices))
+            if self._unpacked is None or self._unpacked[0] != view:
+                self._unpacked = view, self._layout.unpack(self._held[view])
+            return self._unpacked[1].index_select(0, indices)
         wanted = indices.cpu().numpy()
         self._announce(view, wanted)
         rows = self._rows[view].take(wanted, axis=0)

@@ -92,19 +92,29 @@ class Task:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy with the labels, mean over the labelled samples.
+    """Cross entropy with the labels, mean over the samples.
 
-    `labels`: classes, int64 `[N]`, -1 where there is none; or distributions, float `[N, K]`. A distribution
-    that was mixed with an unlabelled sample sums to less than 1, and weighs as much less; a row of zeros is an
-    unlabelled sample. Label smoothing spreads its share of a row's sum evenly over the classes.
+    `labels`: classes, int64 `[N]`; or distributions, float `[N, K]`. A distribution that was mixed with an unlabelled
+    sample sums to less than 1, and weighs as much less; a row of zeros is an unlabelled sample, and left out. Label
+    smoothing spreads its share of a row's sum evenly over the classes.
     """
     wide = _wide(logits)
+    if not labels.is_floating_point():
+        return F.cross_entropy(wide, labels, label_smoothing=label_smoothing)
+    mass = labels.sum(dim=1, keepdim=True)
+    target = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[1]
+    return -(target * F.log_softmax(wide, dim=1)).sum() / (mass > 0).sum().clamp(min=1)
+
+
+def labelled_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """`cross_entropy` where some samples have no label: class -1. They are left out of the mean; zero if none has one.
+
+    Apart, since counting the labels takes as long as a small network's cross entropy itself.
+    """
     if labels.is_floating_point():
-        mass = labels.sum(dim=1, keepdim=True)
-        target = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[1]
-        return -(target * F.log_softmax(wide, dim=1)).sum() / (mass > 0).sum().clamp(min=1)
-    # the mean over no sample would be nan
-    total = F.cross_entropy(wide, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
+        return cross_entropy(logits, labels, label_smoothing)
+    smoothing, wide = label_smoothing, _wide(logits)
+    total = F.cross_entropy(wide, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
 
 
@@ -215,9 +225,10 @@ REGRESSION = Task(
 TASKS = {task.name: task for task in (CLASSIFICATION, MULTILABEL, REGRESSION)}
 
 
-def task_of(name: str, target_std: Sequence[float] | None = None) -> Task:
+def task_of(name: str, target_std: Sequence[float] | None = None, all_labelled: bool = True) -> Task:
     """The task of this name; `target_std` (`Data.target_std`) gives RMSE and MAE in the values' own units.
 
+    `all_labelled` says that no training sample lacks its class.
     Raises ConfigError for a name that there is not.
     """
     if name not in TASKS:
@@ -228,4 +239,6 @@ def task_of(name: str, target_std: Sequence[float] | None = None) -> Task:
             summarise=partial(regression.summarise, target_std=target_std),
             judge=partial(regression.judge, target_std=target_std),
         )
+    if name == CLASSIFICATION.name and not all_labelled:
+        return replace(CLASSIFICATION, hard_loss=labelled_cross_entropy)
     return TASKS[name]

@@ -143,6 +143,23 @@ def test_two_writers_fill_one_view(tmp_path: Path, in_memory: int, top_k: int | 
     assert torch.equal(reader.logits(3, order), read[order])
 
 
+@pytest.mark.parametrize(("top_k", "dtype"), [(None, "float16"), (1, "float32")])
+def test_views_are_told_apart_however_they_are_held(tmp_path: Path, top_k: int | None, dtype: str) -> None:
+    """Mapped, held as a file of which a view would take more room, or held and unpacked view by view: the same bits."""
+    stored, views = layout(2, 8, 6, dtype=dtype, top_k=top_k), some(16, 6).view(2, 8, 6)
+    writer = Writer.create(tmp_path / "file", stored)
+    for view, logits in enumerate(views):
+        writer.write(view, torch.arange(8), logits)
+    room = stored.bytes  # less than a view in float32: 4 x 8 x 6 bytes
+    asked = [(0, [3, 1]), (1, [1, 2, 2]), (0, [7]), (2, [4, 0])]
+
+    assert room < 4 * 8 * 6 or top_k is None
+    readers = [Reader(tmp_path / "file", stored, CPU, held) for held in (0, room, 2**30)]
+    read = [[reader.logits(view, torch.tensor(rows)) for view, rows in asked] for reader in readers]
+    for mapped, *others in zip(*read, strict=True):
+        assert all(torch.equal(mapped, other) for other in others)
+
+
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_what_is_no_number_is_not_stored(top_k: int | None) -> None:
     """Not finite, in itself or in float16; a class that is -infinity may not vanish in the tail."""

@@ -38,14 +38,18 @@ def gradient(task: Task, logits: Tensor, labels: Tensor, smoothing: float = 0.0)
 # --- classification ---
 
 
+PARTLY = task_of("classification", all_labelled=False)
+
+
+@pytest.mark.parametrize("task", [CLASSIFICATION, PARTLY])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cross_entropy_of_labelled_samples_is_pytorch_s_to_the_bit(
-    smoothing: float, dtype: torch.dtype
+    task: Task, smoothing: float, dtype: torch.dtype
 ) -> None:
-    """Loss and gradient have the bits of F.cross_entropy in float32."""
+    """Loss and gradient have the bits of F.cross_entropy in float32, also where samples might lack a label."""
     labels = torch.arange(50) % 7
-    loss, grad = gradient(CLASSIFICATION, random(50, 7).to(dtype), labels, smoothing)
+    loss, grad = gradient(task, random(50, 7).to(dtype), labels, smoothing)
     logits = random(50, 7).to(dtype).requires_grad_()
     expected = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
     expected.backward()
@@ -58,12 +62,13 @@ def test_cross_entropy_of_labelled_samples_is_pytorch_s_to_the_bit(
 def test_unlabelled_samples_are_left_out_of_cross_entropy(smoothing: float) -> None:
     """The mean is over the labelled ones; the others get no gradient."""
     logits, labels = random(5, 3), torch.tensor([2, -1, 0, -1, 1])
-    loss, grad = gradient(CLASSIFICATION, logits, labels, smoothing)
+    loss, grad = gradient(PARTLY, logits, labels, smoothing)
     known = labels >= 0
 
     assert loss == pytest.approx(CLASSIFICATION.hard_loss(logits[known], labels[known], smoothing).item())
     assert not grad[~known].any()
     assert grad[known].abs().min() > 0
+    assert PARTLY.hard_loss(logits, torch.full((5,), -1), smoothing) == 0
 
 
 def test_distributions_by_hand() -> None:
@@ -82,7 +87,7 @@ def test_distributions_agree_with_labels_and_with_pytorch(smoothing: float) -> N
     rows = F.one_hot(labels.clamp(min=0), 4) * (labels >= 0).float()[:, None]
     whole = random(6, 4, seed=1).softmax(1)
 
-    as_rows, as_labels = (CLASSIFICATION.hard_loss(logits, x, smoothing).item() for x in (rows, labels))
+    as_rows, as_labels = (PARTLY.hard_loss(logits, x, smoothing).item() for x in (rows, labels))
     assert as_rows == pytest.approx(as_labels)
     expected = F.cross_entropy(logits, whole, label_smoothing=smoothing)
     assert CLASSIFICATION.hard_loss(logits, whole, smoothing).item() == pytest.approx(expected.item())
@@ -220,7 +225,8 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", TASKS)
 def test_a_batch_without_labels_costs_nothing(name: str) -> None:
     """The loss is 0 and no gradient is nan or anything but 0."""
-    loss, grad = gradient(TASKS[name], random(3, 3), UNKNOWN[name])
+    task = task_of(name, all_labelled=False)
+    loss, grad = gradient(task, random(3, 3), UNKNOWN[name])
 
     assert loss == 0
     assert torch.equal(grad, torch.zeros(3, 3))

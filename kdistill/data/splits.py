@@ -121,8 +121,9 @@ class ArraySplit:
             return
         # all at once: a copy for each batch would wait for a GPU each time
         wanted = torch.cat(list(parts)).to(self.labels.device)
-        for indices in wanted.split([len(part) for part in parts]):
-            yield Batch(self.images.index_select(0, indices), self.labels.index_select(0, indices), indices)
+        sizes = [len(part) for part in parts]
+        for indices, labels in zip(wanted.split(sizes), self.labels[wanted].split(sizes), strict=True):
+            yield Batch(self.images.index_select(0, indices), labels, indices)
 
     def to(self, device: torch.device) -> ArraySplit:
         return ArraySplit(self.images.to(device), self.labels.to(device), self.skipped, self.names)

@@ -112,16 +112,18 @@ class Views:
     def _window(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
         n, channels, height, width = images.shape
         down, right, flipped = self.draw(indices, view)
-        padded = F.pad(images, (self.crop,) * 4)
-        # Whole rows first, then the columns of each image, whose short list of positions serves all its rows:
-        # on CPU half the time of one gather with a position for every pixel.
-        tops = (
-            torch.arange(n * channels, device=images.device).view(n, channels) * padded.shape[2]
-            + down[:, None]
-        )
-        rows = tops[:, :, None] + torch.arange(height, device=images.device)
-        wide = padded.reshape(-1, padded.shape[3]).index_select(0, rows.flatten())
-        columns = torch.arange(width, device=images.device)
-        columns = torch.where(flipped[:, None], width - 1 - columns, columns) + right[:, None]
-        columns = columns[:, None, None].expand(images.shape)
-        return wide.view(n, channels, height, padded.shape[3]).gather(3, columns)
+        if self.crop:
+            padded = F.pad(images, (self.crop,) * 4).contiguous()
+            # From its first pixel to its last a window is one piece of memory, so each is copied at once, with the
+            # ends of rows that do not belong to it: on CPU twice as fast as a position for every pixel.
+            wide, area = padded.shape[3], padded.shape[2] * padded.shape[3]
+            length = (height - 1) * wide + width
+            firsts = torch.arange(n * channels, device=images.device).view(n, channels) * area
+            firsts = firsts + (down * wide + right)[:, None]
+            pieces = padded.as_strided((max(0, padded.numel() - length + 1), length), (1, 1))
+            pieces = pieces.index_select(0, firsts.flatten())
+            images = pieces.as_strided(images.shape, (channels * length, length, wide, 1)).contiguous()
+        if self.flip:
+            both = torch.cat([images, images.flip(3)])
+            images = both.index_select(0, torch.arange(n, device=images.device) + n * flipped)
+        return images

@@ -95,7 +95,7 @@ class Job:
 
     @cached_property
     def task(self) -> Task:
-        return task_of(self.data.task, self.data.target_std)
+        return task_of(self.data.task, self.data.target_std, self.data.unlabelled is None)
 
     @cached_property
     def transfer_set(self) -> Split:
