@@ -316,6 +316,17 @@ def test_a_server_that_is_not_there_is_named_before_any_work(tiny: Tiny) -> None
     )
 
 
+def test_a_tracker_that_cannot_start_is_named_before_any_work(tiny: Tiny) -> None:
+    """A database that is none, or of another version of MLflow."""
+    config = tiny("tracker=mlflow")
+    (Path(config.runs) / "mlflow.db").write_text("no database")
+    with pytest.raises(
+        ConfigError, match=r"^tracker=mlflow cannot start: .*\. tracker=none goes without$"
+    ) as raised:
+        check_before([config])
+    assert "file is not a database" in str(raised.value)
+
+
 def test_online_needs_an_account(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is asked for a key in the middle of a command."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdistill import ranks
 from kdistill.config.schema import Config
-from kdistill.errors import ConfigError, Interrupted
+from kdistill.errors import ConfigError, Interrupted, KdistillError, first_line
 from kdistill.records import Result
 from kdistill.stages.job import Watch
 from kdistill.trackers import TRACKERS, Run, Status, Tolerant, Tracker
@@ -19,7 +20,8 @@ def check_trackers(configs: Iterable[Config]) -> None:
     """Raise the `UserError` that a tracker would raise when the run starts."""
     chosen = {(config.tracker, config.runs) for config in configs if config.tracker.kind != "none"}
     for settings, runs in chosen:
-        TRACKERS[settings.kind].check(settings, Path(runs))
+        with _starting(settings.kind):
+            TRACKERS[settings.kind].check(settings, Path(runs))
 
 
 def tracked(work: Callable[[Watch], Result], config: Config, command: str, folder: Path | None) -> Result:
@@ -60,7 +62,18 @@ def _started(config: Config, command: str, folder: Path) -> Tracker:
     settings = dict(_flat(config.model_dump(mode="json", exclude={"tracker"}, exclude_none=True)))
     kind = config.tracker.kind
     run = Run(name.as_posix(), folder, runs, settings, command)
-    return Tolerant(kind, TRACKERS[kind].start(config.tracker, run))
+    with _starting(kind):
+        return Tolerant(kind, TRACKERS[kind].start(config.tracker, run))
+
+
+@contextmanager
+def _starting(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except KdistillError:
+        raise
+    except Exception as ex:  # each tracker has classes of its own
+        raise ConfigError(f"tracker={kind} cannot start: {first_line(ex)}. tracker=none goes without") from ex
 
 
 def _flat(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
