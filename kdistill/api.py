@@ -22,6 +22,7 @@ from kdistill.stages.job import Job
 from kdistill.stages.networks import stored_network
 from kdistill.stages.pipeline import run as _run
 from kdistill.stages.soft_targets import make_soft_targets as _make_soft_targets
+from kdistill.stages.tracking import check_untracked
 from kdistill.stages.train_teacher import train_teacher as _train_teacher
 from kdistill.stages.verdicts import content
 
@@ -106,12 +107,13 @@ def compare(*overrides: str) -> dict[str, Any]:
 
 
 def _job(config: Config) -> Job:
-    """The job of a config; raises `ConfigError` for several processes, which only the command starts."""
+    """The job of a config; raises `ConfigError` for several processes and trackers, which only the command starts."""
     if config.device.processes > 1:
         raise ConfigError(
             f"device.processes={config.device.processes}: only the command `kdistill` starts processes; from Python"
             " use device.processes=1"
         )
+    check_untracked(config)
     return Job.open(config)
 
 

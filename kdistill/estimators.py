@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdistill.averaging import log_of
 from kdistill.errors import ConfigError, ModelError, did_you_mean, first_line
+from kdistill.extras import imported
 
 # scikit-learn is imported where it is used: it takes a second, and few runs need it
 if TYPE_CHECKING:
@@ -302,10 +303,4 @@ def _finite(estimator: BaseEstimator, outputs: np.ndarray) -> Tensor:
 
 
 def _skops() -> Any:
-    try:
-        import skops.io
-    except ImportError:
-        raise ConfigError(
-            "keeping scikit-learn estimators needs skops: pip install 'kdistill[skops]'"
-        ) from None
-    return skops.io
+    return imported("skops.io", "skops", "keeping scikit-learn estimators")

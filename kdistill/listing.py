@@ -21,6 +21,7 @@ GROUPS = {
     "features": "feature",
     "mixing": "mixing",
     "searches": "search",
+    "trackers": "tracker",
     "experiments": "experiment",
 }
 OPTIONS = [
@@ -32,6 +33,7 @@ OPTIONS = [
     "features",
     "mixing",
     "searches",
+    "trackers",
     "experiments",
 ]
 KINDS = [*OPTIONS, "layers", "artifacts"]

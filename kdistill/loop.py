@@ -81,8 +81,8 @@ def fit(
     Resumes from `checkpoint` when it holds a state, and saves one after every epoch, every
     `checkpoint_seconds` within an epoch, and when a stop is asked for. With `judge_start`, the starting
     state is a candidate for `keep: best`: fine-tuning never ends worse on validation than it began.
-    `on_epoch` is given the row of metrics of every epoch that is trained, after its state is saved; what it raises
-    ends the training.
+    `on_epoch` is given the row of metrics of every epoch that is trained, after its state is saved, and before them
+    those of a run that is gone on with; what it raises ends the training.
 
     Raises:
         Diverged: the loss is not finite. On a CPU the optimizer has not moved on it; elsewhere it is found some steps
@@ -98,6 +98,8 @@ def fit(
         log.info(
             "%s: going on at epoch %d of %d, step %d", title, state.epoch + 1, settings.epochs, state.step
         )
+        for row in state.history:
+            on_epoch(row)
     elif judge_start or not settings.epochs:
         state.consider(_validated(state, validation))
 
@@ -161,25 +163,12 @@ def train_step(
     objective: Goal,
     signal: TeacherSignal | None,
 ) -> None:
-    """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`."""
+    """One step of the optimizer on a batch, recorded in `state`; `step` is a `Step`. Raises `Diverged`.
+
+    Gradients are accumulated over parts of the batch, to save memory.
+    """
     state.set_learning_rate()
-    names, terms = _accumulate_gradients(state, step, batch, view, objective, signal)
-    state.record(names, terms)
-    if state.looks_at_loss and not state.is_finite:
-        raise Diverged(_divergence(state, names, terms.tolist()))
-    state.optimizer_step()
-
-
-def _accumulate_gradients(
-    state: State,
-    step: nn.Module,
-    batch: Batch,
-    view: int,
-    objective: Goal,
-    signal: TeacherSignal | None,
-) -> tuple[tuple[str, ...], Tensor]:
-    """Backward through a batch, in parts to save memory; returns the terms' names and their means, `[terms]`."""
-    means: list[Tensor] = []
+    means: list[Tensor] = []  # of each part, the loss's terms
     parts = list(batch.chunks(state.settings.optim.accumulate))
     for part in parts:
         share = len(part) / len(batch) * ranks.weight(state.batch_size)
@@ -189,7 +178,11 @@ def _accumulate_gradients(
             # each term starts with the gradient of its share in their sum, which needs no operation of its own
             torch.autograd.backward(list(terms.values()), [state.scaled(share)] * len(terms))
         means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
-    return tuple(terms), ranks.mean(reduce(torch.add, means))
+    names, mean = tuple(terms), ranks.mean(reduce(torch.add, means))
+    state.record(names, mean)
+    if state.looks_at_loss and not state.is_finite:
+        raise Diverged(_divergence(state, names, mean.tolist()))
+    state.optimizer_step()
 
 
 def _times(share: float, value: Tensor) -> Tensor:

@@ -1,8 +1,13 @@
 """Shared by all tests: no user's config, and small configs composed from the shipped YAML."""
 
+import logging
 import os
-from collections.abc import Callable
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -38,6 +43,34 @@ TINY = (
     "device=cpu",
 )
 
+#: the tiny pipeline's teacher is a ResNet of a width of its own: what takes it out for another one
+NO_WIDTH = "~teacher.params.width"
+
+#: digits, a student that learns them in some seconds
+DIGITS = (
+    "dataset=digits",
+    "dataset.train_samples=400",
+    "dataset.augment.crop=0",
+    "student=mlp",
+    "student.epochs=8",
+    "student.optim=adamw",
+    "student.optim.lr=0.01",
+    "student.batch_size=32",
+    "finetune=none",
+    "device=cpu",
+)
+
+#: images of 8 x 8 in folders
+FOLDER = (
+    "dataset=image_folder",
+    "dataset.image_size=8",
+    "dataset.channels=1",
+    "dataset.augment.crop=1",
+    "dataset.augment.flip=true",
+    "dataset.validation=0.2",
+    "dataset.test=0.25",
+)
+
 #: `dataset.augment` of images that stay as they are
 NO_AUGMENT = {
     "crop": 0,
@@ -54,10 +87,40 @@ NO_AUGMENT = {
 }
 
 
+class Said(NamedTuple):
+    """What a command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+Refused = Callable[..., str]
+
+
 @pytest.fixture(autouse=True)
 def _no_user_configs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.delenv("KDISTILL_CONFIG_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture
+def hydras_logging() -> Iterator[Callable[[], None]]:
+    """Takes down the log handlers that Hydra sets up for a command: when it is called, and at the end."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def take_down() -> None:
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)
+            with suppress(OSError):  # the disk of a test may be full
+                handler.close()
+        root.handlers[:] = before
+        root.setLevel(level)
+
+    yield take_down
+    take_down()
 
 
 @pytest.fixture
@@ -69,6 +132,81 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
         return load_config(*TINY, f"runs={tmp_path / 'runs'}", *overrides)
 
     return compose
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Config]:
+    """Composes a config on digits."""
+    from kdistill import load_config
+
+    return lambda *overrides: load_config(*DIGITS, f"runs={tmp_path / 'runs'}", *overrides)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Callable[..., Config]:
+    """Composes a small pipeline for an image folder: (root, overrides) -> config."""
+    from kdistill import load_config
+
+    def compose(root: Path, *overrides: str) -> Config:
+        dropped = ("dataset", "teacher.params") if "teacher=f" in " ".join(overrides) else ("dataset",)
+        common = [word for word in TINY if not word.startswith(dropped)]
+        return load_config(*FOLDER, *common, f"dataset.root={root}", f"runs={tmp_path / 'runs'}", *overrides)
+
+    return compose
+
+
+@pytest.fixture
+def kdistill(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    hydras_logging: Callable[[], None],
+) -> Command:
+    """Run a command line in an empty current folder; the stages get the tiny pipeline's settings."""
+    from kdistill.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str, tiny: Sequence[str] = TINY) -> Said:
+        command, *words = shlex.split(line)
+        capsys.readouterr()
+        code = main([command, *(() if command in ("artifacts", "list") else tiny), *words])
+        said = Said(code, *capsys.readouterr())
+        assert "Traceback" not in said.err
+        hydras_logging()
+        return said
+
+    return run
+
+
+@pytest.fixture
+def refused(kdistill: Command) -> Refused:
+    """The text that a command is refused with: exit code 2, and no folder made."""
+
+    def refuse(line: str, tiny: Sequence[str] = TINY) -> str:
+        said = kdistill(line, tiny)
+        assert said.code == 2, said.err
+        assert not Path("runs").exists()
+        return said.err.removesuffix("\n")
+
+    return refuse
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder after the whole tiny pipeline."""
+    from kdistill import load_config, run
+
+    folder = tmp_path_factory.mktemp("finished") / "runs"
+    run(load_config(*TINY, f"runs={folder}"))
+    return folder
+
+
+@pytest.fixture
+def pipeline(kdistill: Command, finished: Path) -> Path:
+    """A copy of the finished pipeline in the current folder's `runs`."""
+    shutil.copytree(finished, "runs")
+    return Path("runs")
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.config.data import ImageFolder, ImageTable, Synthetic
-from kdistill.data import Data, Split, cache, decoding, load_data
+from kdistill.data import Data, cache, decoding, load_data
 from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import ConfigError, DataError, StorageError
+from tests.cases.data import assert_same, whole, write_image
 from tests.conftest import NO_AUGMENT
 
 COMMON: dict[str, Any] = {
@@ -45,12 +46,6 @@ def folder_of(root: Path, **changes: Any) -> ImageFolder:
 def table_of(root: Path, table: str, **changes: Any) -> ImageTable:
     own = {"name": "image_table", "root": str(root), "table": table, "task": None, "targets": None}
     return ImageTable.model_validate({**own, **COMMON, **changes})
-
-
-def write_image(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (10, 14, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
@@ -95,19 +90,6 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(decoding, "decode", counted)
     return paths
-
-
-def whole(split: Split) -> list[Tensor]:
-    batches = list(split.batches(torch.arange(len(split)), 7))
-    return [torch.cat([getattr(b, what) for b in batches]) for what in ("images", "labels", "indices")]
-
-
-def assert_same(one: Data, other: Data) -> None:
-    for a, b in ((one.train, other.train), (one.validation, other.validation), (one.test, other.test)):
-        assert all(torch.equal(left, right) for left, right in zip(whole(a), whole(b), strict=True))
-        assert (list(a.ids), a.skipped) == (list(b.ids), b.skipped)
-    assert (one.mean, one.std, one.fingerprint) == (other.mean, other.std, other.fingerprint)
-    assert one.test_fingerprint == other.test_fingerprint
 
 
 # --- the same data ---

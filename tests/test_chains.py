@@ -14,19 +14,12 @@ from kdistill.config.schema import Config, Stage
 from kdistill.errors import ConfigError, MissingArtifact, ModelError
 from kdistill.stages import check_before, run_stage
 from kdistill.stages.job import Job
+from tests.cases.stages import at_stage, made, rebuild
 from tests.conftest import TINY
 
 Tiny = Callable[..., Config]
 
 ASSISTANT = ("assistant=resnet8", "assistant.params.width=6", "assistant.epochs=2")
-
-
-def at_stage(config: Config, stage: Stage) -> Config:
-    return config.model_copy(update={"stage": stage})
-
-
-def made(config: Config, kind: str) -> list[str]:
-    return sorted(p.name for p in (Path(config.runs) / "artifacts" / kind).glob("*") if p.is_dir())
 
 
 def test_an_assistant_stands_between(tiny: Tiny) -> None:
@@ -202,8 +195,6 @@ def test_fine_tuning_is_of_the_last(tiny: Tiny) -> None:
 
 def test_a_rebuilt_step_makes_what_follows_stale(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
     """Students after a step that was made anew are trained again, those before are not."""
-    from tests.test_kinds_of_teachers import rebuild
-
     config = tiny("generations=3")
     run(config)
     before = [job.require_student().digest for job in Job.open(config).chain]

@@ -55,20 +55,15 @@ class Stages(types.ModuleType):
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stages]:
-    """The stand-in, in an empty current folder; the log handlers that Hydra sets up are taken down again."""
+def stages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hydras_logging: Callable[[], None]
+) -> Iterator[Stages]:
+    """The stand-in, in an empty current folder."""
     fake = Stages()
     monkeypatch.setitem(sys.modules, "kdistill.stages", fake)
     monkeypatch.setattr(kdistill, "stages", fake, raising=False)
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
     yield fake
-    for handler in root.handlers[:]:
-        if handler not in before[0]:
-            root.removeHandler(handler)
-            handler.close()
-    root.handlers[:], root.level = before
     folders.use_folders()
 
 
@@ -470,8 +465,8 @@ def test_list_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines() if line[:1].isalpha()] == [
-        "teachers", "students", "models", "datasets", "losses", "features", "mixing", "searches", "experiments",
-        "kdistill", "kdistill",
+        "teachers", "students", "models", "datasets", "losses", "features", "mixing", "searches", "trackers",
+        "experiments", "kdistill", "kdistill",
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from sklearn.datasets import load_diabetes, load_digits
 
 from kdistill.config.data import Dataset
@@ -14,18 +14,17 @@ from kdistill.data.splits import ArraySplit, check_classes, cut, moments, subset
 from kdistill.errors import DataError
 from kdistill.models import build_classifier
 from kdistill.models.classifier import Classifier
+from tests.cases.data import config as section
 from tests.conftest import NO_AUGMENT
 
 
 def config(name: str, **changes: Any) -> Dataset:
-    values: dict[str, Any] = {"name": name, "validation": 0.1, "split_seed": 0, "train_samples": None}
-    values |= {"augment": NO_AUGMENT}
-    if name != "diabetes":
-        values |= {"unlabelled": None}
+    """Synthetic images have up to three of five classes each, and no noise."""
+    values: dict[str, Any] = {}
     if name == "synthetic":
-        values |= {"classes": 5, "channels": 1, "image_size": 8, "samples": 200, "test_samples": 50}
-        values |= {"noise": 0.0, "max_labels": 3, "seed": 0}
-    return TypeAdapter(Dataset).validate_python(values | changes)
+        values = {"classes": 5, "channels": 1, "image_size": 8, "samples": 200, "test_samples": 50}
+        values |= {"noise": 0.0, "max_labels": 3}
+    return section(name, **values | changes)
 
 
 # --- values ---

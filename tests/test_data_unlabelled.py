@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdistill.config.data import Dataset
@@ -18,16 +17,12 @@ from kdistill.data.joined import JoinedSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.data.unlabelled import with_unlabelled
 from kdistill.errors import ConfigError, DataError
-from tests.conftest import NO_AUGMENT
+from tests.cases.data import config as section
 
 
 def config(name: str = "digits", **changes: Any) -> Dataset:
-    values: dict[str, Any] = {"name": name, "validation": 0.1, "split_seed": 0, "train_samples": 20}
-    values |= {"unlabelled": None, "augment": NO_AUGMENT}
-    if name == "synthetic":
-        values |= {"classes": 4, "channels": 3, "image_size": 6, "samples": 80, "test_samples": 20}
-        values |= {"noise": 1.0, "max_labels": None, "seed": 0}
-    return TypeAdapter(Dataset).validate_python(values | changes)
+    """Of twenty labelled samples."""
+    return section(name, **{"train_samples": 20, **changes})
 
 
 def write_images(folder: Path, names: list[str], seed: int = 0) -> Path:

@@ -19,12 +19,9 @@ from kdistill.predictions import FILE, Predictions, read_predictions
 from kdistill.stages import check_before, run_stage
 from kdistill.stages.job import Job
 from kdistill.stages.subjects import subjects
+from tests.cases.stages import at_stage
 
 Tiny = Callable[..., Config]
-
-
-def at_stage(config: Config, stage: str) -> Config:
-    return config.model_copy(update={"stage": stage})
 
 
 @pytest.fixture

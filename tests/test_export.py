@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,17 +48,12 @@ def config(runs: Path) -> Tiny:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., int]]:
-    """Run a command line beside the runs folder; the log handlers that Hydra sets up are taken down again."""
+def command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hydras_logging: Callable[[], None]
+) -> Callable[..., int]:
+    """Run a command line beside the runs folder."""
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield lambda *words: main(list(words))
-    for handler in set(root.handlers) - set(before):
-        root.removeHandler(handler)
-        handler.close()
-    root.handlers[:] = before
-    root.setLevel(level)
+    return lambda *words: main(list(words))
 
 
 class Wrong(OnnxNetwork):

@@ -61,6 +61,9 @@ STUDENT = {"student", "finetuned"}
         ("device.threads=1", set()),
         ("device.processes=1", set()),
         ("runs=elsewhere", set()),
+        ("tracker=tensorboard", set()),
+        ("tracker=mlflow", set()),
+        ("tracker=wandb", set()),
         ("force=true", set()),
     ],
 )

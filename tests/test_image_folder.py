@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from kdistill.config.data import ImageFolder
-from kdistill.data import Data, Split, decoding, load_data
+from kdistill.data import Data, decoding, load_data
 from kdistill.data.decoding import decode
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import DataError
+from tests.cases.data import whole, write_image
 from tests.conftest import NO_AUGMENT
 
 
@@ -31,26 +32,11 @@ def config(root: Path, **changes: Any) -> ImageFolder:
     return ImageFolder.model_validate(values | changes)
 
 
-def write_image(path: Path, seed: int, size: tuple[int, int] = (14, 10)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
 def write_classes(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
     for offset, (name, count) in enumerate(counts.items()):
         for i in range(count):
             write_image(root / name / f"{i:03}.png", seed=1000 * (seed + offset) + i)
     return root
-
-
-def whole(split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    batches = list(split.batches(torch.arange(len(split)), 7))
-    return (
-        torch.cat([batch.images for batch in batches]),
-        torch.cat([batch.labels for batch in batches]),
-        torch.cat([batch.indices for batch in batches]),
-    )
 
 
 def sizes(data: Data) -> tuple[int, int, int]:

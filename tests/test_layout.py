@@ -13,7 +13,7 @@ PACKAGE = ROOT / "kdistill"
 #: layer of each module or package directly under kdistill: it may import its own layer and those below
 LAYERS = [
     {"errors"},
-    {"config", "plugins", "files", "console", "logs", "stopping", "ranks", "launch"},
+    {"config", "extras", "plugins", "files", "console", "logs", "stopping", "ranks", "launch"},
     {
         "engine",
         "fsdp",
@@ -28,6 +28,7 @@ LAYERS = [
         "stored",
         "formats",
         "jobfolder",
+        "trackers",
     },
     {"data", "tasks", "classes"},
     {"losses", "models", "estimators", "outside", "features", "pairing", "interface", "exports"},

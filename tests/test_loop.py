@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -146,6 +147,27 @@ def test_each_epoch_is_told_after_it_is_saved_and_may_end_the_training() -> None
     assert saved.state is not None
     assert saved.state["history"] == told
     assert [row["epoch"] for row in told] == [1, 2]
+
+
+def test_a_run_that_is_gone_on_with_tells_its_first_epochs_again() -> None:
+    """Who listens since then has all rows of the history, in order."""
+    told: list[dict[str, Any]] = []
+    saved = Memory()
+
+    def stop(row: dict[str, Any]) -> None:
+        raise LookupError("enough")
+
+    def train(on_epoch: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+        goal = Objective()
+        return fit(
+            network(), DATA, VALIDATION, goal, settings(3), CPU, checkpoint=saved, on_epoch=on_epoch
+        ).history
+
+    with pytest.raises(LookupError, match="enough"):
+        train(stop)
+
+    assert train(told.append) == told
+    assert [row["epoch"] for row in told] == [1, 2, 3]
 
 
 def test_terms_in_the_history_add_up_to_the_loss() -> None:

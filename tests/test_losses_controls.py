@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdistill.losses.controls import smoothed_ce_loss, teacher_free_loss
+from tests.cases.by_hand import softmax
 
 STUDENT = [[1.0, -0.5, 2.0], [0.3, 0.1, -1.2]]
 LABELS = [0, 2]
@@ -15,11 +16,6 @@ LABELS = [0, 2]
 
 def tensors() -> tuple[Tensor, Tensor]:
     return torch.tensor(STUDENT, dtype=torch.float64), torch.tensor(LABELS)
-
-
-def softmax(row: list[float], T: float = 1.0) -> list[float]:
-    total = sum(math.exp(z / T) for z in row)
-    return [math.exp(z / T) / total for z in row]
 
 
 def wide_batch(k: int, n: int = 16) -> tuple[Tensor, Tensor]:

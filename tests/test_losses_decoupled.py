@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdistill.losses.decoupled import dkd_loss, nkd_loss, without_target
 from kdistill.losses.soft import kd_loss, standardised
+from tests.cases.by_hand import kl, softmax
 
 STUDENT = [[1.0, -0.5, 2.0, 0.4], [0.3, 0.1, -1.2, 0.9]]
 TEACHER = [[3.0, 0.2, -1.0, 1.5], [-0.4, 2.5, 0.6, 0.0]]
@@ -21,15 +22,6 @@ def tensors() -> tuple[Tensor, Tensor, Tensor]:
         torch.tensor(TEACHER, dtype=torch.float64),
         torch.tensor(LABELS),
     )
-
-
-def softmax(row: list[float], T: float = 1.0) -> list[float]:
-    total = sum(math.exp(z / T) for z in row)
-    return [math.exp(z / T) / total for z in row]
-
-
-def kl(p: list[float], q: list[float]) -> float:
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def without(row: list[float], y: int) -> list[float]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdistill.losses.matching import ofa_loss, ttm_loss, wttm_loss
 from kdistill.losses.soft import kd_loss, soft_ce_loss
+from tests.cases.by_hand import softmax
 
 STUDENT = [[1.0, -0.5, 2.0], [0.3, 0.1, -1.2]]
 TEACHER = [[3.0, 0.2, -1.0], [-0.4, 2.5, 0.6]]
@@ -16,11 +17,6 @@ LABELS = [0, 2]
 
 def tensors() -> tuple[Tensor, Tensor]:
     return torch.tensor(STUDENT, dtype=torch.float64), torch.tensor(TEACHER, dtype=torch.float64)
-
-
-def softmax(row: list[float], T: float = 1.0) -> list[float]:
-    total = sum(math.exp(z / T) for z in row)
-    return [math.exp(z / T) / total for z in row]
 
 
 @pytest.mark.parametrize("power", [0.1, 0.5, 1.0, 2.0])

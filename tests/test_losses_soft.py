@@ -21,6 +21,7 @@ from kdistill.losses.soft import (
     soft_ce_loss,
     standardised,
 )
+from tests.cases.by_hand import kl, softmax
 
 STUDENT = [[1.0, -0.5, 2.0], [0.3, 0.1, -1.2]]
 TEACHER = [[3.0, 0.2, -1.0], [-0.4, 2.5, 0.6]]
@@ -34,15 +35,6 @@ def wide_batch(k: int = 100, n: int = 16) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(k)
     student, teacher = 3 * torch.randn(2, n, k, generator=random, dtype=torch.float64)
     return student, teacher
-
-
-def softmax(row: list[float], T: float = 1.0) -> list[float]:
-    total = sum(math.exp(z / T) for z in row)
-    return [math.exp(z / T) / total for z in row]
-
-
-def kl(p: list[float], q: list[float]) -> float:
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def test_reverse_kl_by_hand() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from kdistill.errors import ConfigError, ModelError
 from kdistill.exports.onnx_file import OPSET, OnnxNetwork, check, write
 from kdistill.interface import Interface
-from kdistill.models import Classifier, ReusedHead, build_classifier
+from kdistill.models import Classifier, ReusedHead
 from kdistill.models.projector import Projector
+from tests.cases.networks import untrained
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -25,16 +26,7 @@ CLASSES = ("bag", "coat", "dress", "shirt")
 
 def network(name: str, params: Mapping[str, Any], channels: int, size: tuple[int, int]) -> Classifier:
     """Random weights, batch statistics that have moved, and outputs that are not all alike."""
-    torch.manual_seed(0)
-    built = build_classifier(
-        name,
-        params,
-        classes=len(CLASSES),
-        channels=channels,
-        image_size=size,
-        mean=[0.4] * channels,
-        std=[0.3] * channels,
-    )
+    built = untrained(name, params, CLASSES, channels, size)
     built(pixels(8, channels, size))
     return built.eval()
 

@@ -2,20 +2,16 @@
 
 import csv
 import json
-import logging
 import os
-import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from kdistill import plugins
-from kdistill.cli import main
-from tests.conftest import TINY
+from tests.conftest import TINY, Command
 
 COSINE = '''
 """A loss of my own."""
@@ -33,39 +29,12 @@ def cosine(student_logits: Tensor, teacher_logits: Tensor, T: float, power: floa
 '''
 
 
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
+def command(kdistill: Command) -> Iterator[Command]:
     """Run a command line in a folder that has `my_loss.py`, with the tiny pipeline's settings."""
-    monkeypatch.chdir(tmp_path)
     Path("my_loss.py").write_text(COSINE)
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-
-    def run(line: str) -> Said:
-        stage, *words = shlex.split(line)
-        tiny: Sequence[str] = TINY if stage != "list" else ()
-        capsys.readouterr()
-        code = main([stage, *tiny, *words])
-        for handler in set(root.handlers) - set(before):
-            root.removeHandler(handler)
-            handler.close()
-        return Said(code, *capsys.readouterr())
-
-    yield run
+    yield kdistill
     plugins.forget()
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def students() -> dict[str, dict]:

@@ -27,6 +27,7 @@ from kdistill.models import (
     write_portable,
 )
 from kdistill.models.projector import Projector
+from tests.cases.networks import untrained
 
 CLASSES = ["ankle boot", "bag", "coat", "dress", "pullover", "shirt"]
 
@@ -35,16 +36,7 @@ def make_student(
     folder: Path, name: str, params: dict[str, Any], channels: int, size: tuple[int, int], **about: Any
 ) -> Classifier:
     """A student with random weights and batch statistics, and everything that lies in its folder."""
-    torch.manual_seed(0)
-    student = build_classifier(
-        name,
-        params,
-        classes=len(CLASSES),
-        channels=channels,
-        image_size=size,
-        mean=[0.4] * channels,
-        std=[0.3] * channels,
-    )
+    student = untrained(name, params, CLASSES, channels, size)
     if reused := about.get("reused_head"):
         head = torch.nn.Linear(reused["projector"]["teacher_channels"], len(CLASSES))
         student.net = ReusedHead(student.net, reused["layer"], Projector(**reused["projector"]), head)

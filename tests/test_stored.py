@@ -20,6 +20,7 @@ from kdistill.stages import check_before, run_stage
 from kdistill.stages.job import Job
 from kdistill.stages.signals import teacher_signal
 from kdistill.stored import Layout, Reader, TopLogits, Writer, layout_of
+from tests.cases.stages import at_stage
 from tests.conftest import TINY
 
 Tiny = Callable[..., Config]
@@ -176,10 +177,6 @@ def test_what_is_no_number_is_not_stored(top_k: int | None) -> None:
 
 
 # --- the stages ---
-
-
-def at_stage(config: Config, stage: Stage) -> Config:
-    return config.model_copy(update={"stage": stage})
 
 
 def signal_of(config: Config) -> Tensor:

@@ -17,32 +17,18 @@ from kdistill import load_config
 from kdistill.api import distill, evaluate, make_soft_targets, train_teacher
 from kdistill.config.data import ImageFolder
 from kdistill.config.schema import Config
-from kdistill.data import Data, Split, load_data, transfer
+from kdistill.data import Split, load_data, transfer
 from kdistill.data.filesplit import FileSplit
 from kdistill.data.splits import ArraySplit
 from kdistill.data.webdataset import _expanded
 from kdistill.errors import ConfigError, DataError
+from tests.cases.data import assert_same, whole
 from tests.conftest import NO_AUGMENT, TINY
 from tests.shards import Sample, as_json, config, image, samples, write, write_as_webdataset
 
 
-def whole(split: Split) -> list[Tensor]:
-    batches = list(split.batches(torch.arange(len(split)), 7))
-    return [
-        torch.cat([getattr(batch, what) for batch in batches]) for what in ("images", "labels", "indices")
-    ]
-
-
 def by_id(split: Split) -> dict[str, int]:
     return dict(zip(split.ids, split.labels.tolist(), strict=True))
-
-
-def assert_same(one: Data, other: Data) -> None:
-    for a, b in ((one.train, other.train), (one.validation, other.validation), (one.test, other.test)):
-        assert all(torch.equal(left, right) for left, right in zip(whole(a), whole(b), strict=True))
-        assert (list(a.ids), a.skipped) == (list(b.ids), b.skipped)
-    assert (one.mean, one.std, one.fingerprint) == (other.mean, other.std, other.fingerprint)
-    assert one.test_fingerprint == other.test_fingerprint
 
 
 def problem(root: Path, **changes: Any) -> str:

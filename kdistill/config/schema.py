@@ -17,6 +17,7 @@ from kdistill.config.models import EnsembleParams, check_params, kind_of
 from kdistill.config.optim import Optim
 from kdistill.config.search import Range, Tune
 from kdistill.config.section import Section, Seed
+from kdistill.config.trackers import Tracker
 from kdistill.errors import did_you_mean
 
 #: YAML reads the name of a class that is a number as one
@@ -290,6 +291,7 @@ class Config(Section):
     tune: Tune
     search: dict[str, Range] = Field(description="what `kdistill tune` varies, by setting or config group")
     device: Device
+    tracker: Tracker
 
     @model_validator(mode="after")
     def _students_are_networks(self) -> Config:

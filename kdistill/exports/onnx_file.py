@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdistill.errors import ConfigError, ModelError, first_line
+from kdistill.errors import ModelError, first_line
+from kdistill.extras import imported
 from kdistill.files import write_bytes
 from kdistill.interface import Interface
 
@@ -110,7 +110,4 @@ def _value(text: str) -> Any:
 
 
 def _imported(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as ex:
-        raise ConfigError(f"ONNX needs {ex.name or name}: pip install 'kdistill[onnx]'") from ex
+    return imported(name, "onnx", "ONNX")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+#: of logits and labels
+Score = Callable[[Tensor, Tensor], float]
 #: where the temperature is looked for, and in how many halvings of the range's logarithm: to 3e-7 of its value
 T_MIN, T_MAX, HALVINGS = 0.01, 100.0, 25
 
@@ -23,6 +25,16 @@ def calibration_gap(confidence: Tensor, outcome: Tensor, bins: int = 15) -> floa
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins are (low, high], as published
     gaps = gap.new_zeros(bins).index_add_(0, bin_of, gap)
     return (gaps.abs().sum() / len(gap)).item()
+
+
+def scaled_scores(
+    logits: Tensor, labels: Tensor, T: float | None, nll: Score, ece: Score
+) -> dict[str, float]:
+    """`nll_scaled` and `ece_scaled`: a task's scores of the logits divided by T; nothing without a temperature."""
+    if T is None:
+        return {}
+    scaled = logits.double() / T
+    return {"nll_scaled": nll(scaled, labels), "ece_scaled": ece(scaled, labels)}
 
 
 def class_temperature(logits: Tensor, labels: Tensor) -> float | None:

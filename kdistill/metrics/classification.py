@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdistill.metrics.calibration import calibration_gap
+from kdistill.metrics.calibration import calibration_gap, scaled_scores
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
@@ -93,9 +93,7 @@ def judge(
     values["brier"] = brier(logits, labels)
     if logits.shape[1] > 5:
         values["top5"] = top_k(logits, labels, 5)
-    if T is not None:
-        scaled = logits.double() / T
-        values |= {"nll_scaled": nll(scaled, labels), "ece_scaled": calibration_error(scaled, labels)}
+    values |= scaled_scores(logits, labels, T, nll, calibration_error)
     if teacher_logits is not None:
         values["kl"] = divergence(logits, teacher_logits)
     return values

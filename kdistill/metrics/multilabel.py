@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdistill.metrics.calibration import calibration_gap
+from kdistill.metrics.calibration import calibration_gap, scaled_scores
 
 
 def average_precision(scores: Tensor, relevant: Tensor) -> float:
@@ -139,9 +139,7 @@ def judge(
     """`summarise`, and `brier`, `ece`, `kl` to the teacher; with a temperature `nll_scaled` and `ece_scaled`."""
     values = summarise(logits, labels, teacher_logits)
     values |= {"brier": brier(logits, labels), "ece": calibration_error(logits, labels)}
-    if T is not None:
-        scaled = logits.double() / T
-        values |= {"nll_scaled": nll(scaled, labels), "ece_scaled": calibration_error(scaled, labels)}
+    values |= scaled_scores(logits, labels, T, nll, calibration_error)
     if teacher_logits is not None:
         values["kl"] = divergence(logits, teacher_logits)
     return values

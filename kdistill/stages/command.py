@@ -22,13 +22,14 @@ from kdistill.stages.evaluate import Evaluation, evaluate
 from kdistill.stages.export import check_export, export
 from kdistill.stages.export import table as export_table
 from kdistill.stages.finetune import check_epochs, finetune
-from kdistill.stages.job import ROLES, Job, Role
+from kdistill.stages.job import ROLES, Job, Role, Watch, command_line
 from kdistill.stages.objectives import rehearse
 from kdistill.stages.pipeline import run
 from kdistill.stages.signals import class_map_of
 from kdistill.stages.soft_targets import check_soft_targets, make_soft_targets, read_file
 from kdistill.stages.subjects import given_model
 from kdistill.stages.tables import tables
+from kdistill.stages.tracking import check_trackers, tracked
 from kdistill.stages.train_teacher import check_fit, is_trainable, train_teacher
 from kdistill.stages.tune import check_tune, tune
 from kdistill.stages.verdicts import told
@@ -51,23 +52,29 @@ TRAINED: dict[str, tuple[Role, ...]] = {
 
 
 def run_stage(config: Config, overrides: Sequence[str] = (), folder: Path | None = None) -> Result:
-    """Run the stage that the config names. `overrides` are the user's words, for the suggested command.
+    """Run the stage that the config names, under its tracker.
 
-    `folder` is the run's own, for what is no artifact.
+    `overrides` are the user's words, for the suggested command; `folder` is the run's, for what is no artifact.
     """
-    if config.stage == "compare":
+    command = command_line(config.stage, overrides)
+    return tracked(lambda watch: _carry_out(config, overrides, watch, folder), config, command, folder)
+
+
+def _carry_out(config: Config, overrides: Sequence[str], watch: Watch, folder: Path | None) -> Result:
+    stage = config.stage
+    if stage == "compare":
         return told(compare(config, overrides), folder)
-    job = Job.open(config, overrides)
-    if config.stage in MAKERS:
-        make, following = MAKERS[config.stage]
-        if config.stage == "distill" and not config.finetune.epochs:
+    job = Job.open(config, overrides, watch)
+    if stage in MAKERS:
+        make, following = MAKERS[stage]
+        if stage == "distill" and not config.finetune.epochs:
             following = "eval"
-        return _made(job, [make(maker) for maker in makers(job, config.stage)], following)
-    if config.stage == "export":
+        return _made(job, [make(maker) for maker in makers(job, stage)], following)
+    if stage == "export":
         return _exported(job, export(job))
-    if config.stage == "tune":
+    if stage == "tune":
         return tune(job)
-    return _judged(job, run(job) if config.stage == "run" else evaluate(job))
+    return _judged(job, run(job) if stage == "run" else evaluate(job))
 
 
 def makers(job: Job, stage: str) -> list[Job]:
@@ -79,12 +86,13 @@ def makers(job: Job, stage: str) -> list[Job]:
 
 
 def check_before(configs: Sequence[Config], overrides: Sequence[Sequence[str]] = ()) -> None:
-    """Refuse a sweep before its first job: a model, device or data that is not there, a missing teacher, or a
-    method that the data or the teacher do not allow.
+    """Refuse a sweep before its first job: a model, device, tracker or data that is not there, a missing teacher,
+    or a method that the data or the teacher do not allow.
 
     Raises the `UserError` that the job itself would raise, perhaps after hours.
     """
     words = list(overrides) or [()] * len(configs)
+    check_trackers(configs)
     compared = [arms(c, line) for c, line in zip(configs, words, strict=True) if c.stage == "compare"]
     runs = [(c, line) for c, line in zip(configs, words, strict=True) if c.stage != "compare"]
     runs += [(arm.config, arm.words) for found in compared for arm in found]

@@ -41,7 +41,8 @@ class Job:
 
     `overrides` are the user's words on the command line, for the commands that messages suggest. `previous` is
     the step before in a chain, whose student is this one's teacher. `watch` is told each epoch that is trained: of
-    what ("teacher", "student", "fine-tuning"), and its row of metrics.
+    what ("teacher", in an ensemble "teacher NAME"; in a chain "step N"; "student", "fine-tuning"), and its row of
+    metrics.
     """
 
     def __init__(
@@ -63,11 +64,11 @@ class Job:
         cls, config: Config, overrides: Sequence[str] = (), watch: Watch = lambda what, row: None
     ) -> Job:
         """The job of the last step of a config's chain; the steps before are its `previous` ones."""
+        *before, last = _of_all_ranks(config).steps
         job = None
-        for step in _of_all_ranks(config).steps:
-            job = cls(step, overrides, job, watch)
-        assert job is not None
-        return job
+        for number, step in enumerate(before, 1):
+            job = cls(step, overrides, job, _renamed(watch, student=f"step {number}"))
+        return cls(last, overrides, job, watch)
 
     @property
     def chain(self) -> list[Job]:
@@ -78,9 +79,10 @@ class Job:
     def teachers(self) -> dict[str, Job]:
         """By name, a job for each teacher: the members of an ensemble, or this one under the name ""."""
         members = {} if self.previous else self.config.teacher.members
+        watches = {name: _renamed(self.watch, teacher=role_of("teacher", name)) for name in members}
         alone = {"": self}
         return {
-            name: Job(self.config.model_copy(update={"teacher": member}), self.overrides, watch=self.watch)
+            name: Job(self.config.model_copy(update={"teacher": member}), self.overrides, watch=watches[name])
             for name, member in members.items()
         } or alone
 
@@ -283,17 +285,25 @@ class Job:
 
     def command(self, stage: str, words: Sequence[str] | None = None) -> str:
         """The command line of another stage of this job, or of one with other `words`."""
-        words = [
-            word for word in (self.overrides if words is None else words) if not word.startswith("stage=")
-        ]
+        words = self.overrides if words is None else words
         if stage == "train-teacher":
             words = [word for word in words if not word.lstrip("+~").startswith(_NOT_THE_TEACHERS)]
-        options = [part for folder in folders.on_command_line() for part in ("--config-dir", folder)]
-        options += [part for file in plugins.on_command_line() for part in ("--trust", file)]
-        return shlex.join(["kdistill", stage, *options, *words])
+        return command_line(stage, words)
 
     def label(self, role: Role) -> str:
         return self.section(role).name.replace("/", "-")
+
+
+def command_line(stage: str, words: Sequence[str]) -> str:
+    """The command of a stage with the user's words and folders of configs, to be given again."""
+    options = [part for folder in folders.on_command_line() for part in ("--config-dir", folder)]
+    options += [part for file in plugins.on_command_line() for part in ("--trust", file)]
+    return shlex.join(["kdistill", stage, *options, *(w for w in words if not w.startswith("stage="))])
+
+
+def _renamed(watch: Watch, **names: str) -> Watch:
+    """Watch by other names: of the networks of one run, each has its own."""
+    return lambda what, row: watch(names.get(what, what), row)
 
 
 def _of_all_ranks(config: Config) -> Config:
