@@ -109,6 +109,10 @@ def _tell(words: Words) -> int:
         from kdistill import predicting
 
         return predicting.main(words.rest)
+    if words.command in ("report", "plot"):
+        from kdistill.reporting import commands
+
+        return commands.report(words.rest) if words.command == "report" else commands.plot(words.rest)
     from kdistill import explaining, listing
 
     return explaining.main(words.rest) if words.command == "explain" else listing.main(words.rest)

@@ -102,6 +102,8 @@ TOOLS = {
     "explain": "a method: its formula, paper, what it needs, when to use it, its settings",
     "plan": "what a run will take: time, memory and disk of each stage, from a few real steps",
     "predict": "classes of images: kdistill predict IMAGE|FOLDER [model=FOLDER|FILE.onnx]",
+    "report": "one HTML page of a run, sweep, comparison or study: verdict, tables, figures, images",
+    "plot": "one figure of that page as PNG or SVG: kdistill plot FIGURE [FOLDER]",
     "artifacts": "what is on disk: list, rm KEY..., gc",
 }
 
@@ -142,6 +144,23 @@ kdistill predict IMAGE|FOLDER... [overrides]: the likeliest classes of each imag
 predict.top=K: classes of each image (5). predict.format: table, json or csv. device.workers=N: processes that decode.
 Images are brought to the student's size and colours as in training. What cannot be read is reported, the others go
 on, and the exit code is 1. Multi-label: each class has a probability of its own. Regression: all values.""",
+    "report": f"""\
+kdistill report [FOLDER] [out=FILE.html] [runs=DIR]: {TOOLS["report"]}
+
+  kdistill report                                  of what was finished last
+  kdistill report runs/run/sweep_DATE              of a sweep; of a run, a comparison, a study likewise
+  kdistill report runs/run/DATE out=page.html
+
+The page is one file: no network, no scripts, light and dark, for screen and paper. It lies in FOLDER as report.html unless `out`
+says another place. Nothing is trained: what the run stored is read, and the test images if the data set is still there.""",
+    "plot": f"""\
+kdistill plot [FIGURE [FOLDER]] [out=FILE.png|FILE.svg] [runs=DIR]: {TOOLS["plot"]}
+
+  kdistill plot                                    all figures, a line about each
+  kdistill plot curves                             of what was finished last, in its folder
+  kdistill plot confusion runs/run/DATE out=confusion.svg
+
+A figure that there are several of, such as one for each setting, becomes FILE-1, FILE-2 and so on.""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]

@@ -31,7 +31,7 @@ LAYERS = [
     {"teachers", "state", "learners", "training_data"},
     {"artifacts", "partial", "identity", "loop", "trial", "footprint"},
     {"stages", "housekeeping"},
-    {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "helptext", "words"},
+    {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "reporting", "helptext", "words"},
     {"cli", "completion"},
     {"__main__"},
 ]

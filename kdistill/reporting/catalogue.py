@@ -1,0 +1,64 @@
+"""The figures that there are, and the sections of a page that they stand in. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: name -> what it shows
+FIGURES = {
+    "differences": "each variant's difference from the control, with its interval",
+    "scores": "the scores of all seeds, and their means",
+    "settings": "the score over each swept number",
+    "history": "the score of each trial of a study, and the best so far",
+    "importance": "how much each setting of a study mattered",
+    "slices": "the trials' scores over each setting of a study",
+    "front": "the trials of a study by two scores",
+    "curves": "the validation score after each epoch",
+    "size": "the score against the number of parameters",
+    "latency": "the score against the time for one image",
+    "reliability": "how often models are right where they are so sure",
+    "confusion": "which classes the student takes for which",
+    "confusion-teacher": "which classes the teacher takes for which",
+    "classes": "the classes that are won and lost",
+    "values": "predicted against true values",
+    "knowledge": "what else the teacher thinks of, for each class",
+    "entropy": "how undecided the teacher is at each temperature",
+    "losses": "the terms of the loss after each epoch",
+}
+
+
+class Section(NamedTuple):
+    """A part of a page: its title, what it is about, and its figures."""
+
+    title: str
+    lead: str
+    figures: tuple[str, ...]
+
+
+SECTIONS = (
+    Section("Result", "", ("differences", "scores", "settings", "history", "importance", "front", "slices")),
+    Section("Learning curves", "After each epoch, on the validation split.", ("curves",)),
+    Section(
+        "Accuracy and what it costs",
+        "Further left is cheaper. The teacher is the star.",
+        ("size", "latency"),
+    ),
+    Section(
+        "How far it can be trusted",
+        "On the dotted line, a model that is 80 % sure is right in 80 % of the cases.",
+        ("reliability",),
+    ),
+    Section(
+        "Class by class",
+        "On the test split.",
+        ("classes", "confusion", "confusion-teacher", "values"),
+    ),
+    Section(
+        "What the soft targets know",
+        "A teacher says more than a label does: which classes are alike, and how sure it is.",
+        ("knowledge", "entropy"),
+    ),
+    Section("Where teacher and student disagree", "", ()),
+    Section("The loss", "Each term with its weight, after each epoch.", ("losses",)),
+)
+DISAGREEMENT = "Where teacher and student disagree"
