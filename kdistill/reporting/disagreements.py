@@ -117,13 +117,13 @@ def _images(findings: Findings, ids: Sequence[str]) -> list[str] | None:
         for batch in split.batches(wanted, len(wanted)):
             found |= dict(zip(batch.indices.tolist(), batch.images, strict=True))
         return [_address(found[place]) for place in wanted.tolist()]
-    except (OSError, KeyError, ValidationError) as ex:
-        raise DataError(first_line(ex)) from ex
-    except KdistillError as ex:
+    except (KdistillError, OSError, ValidationError) as ex:
         raise DataError(first_line(ex)) from ex
 
 
 def _test_split(findings: Findings) -> Split | None:
+    if not findings.config:
+        raise DataError("the run has kept no config, which says where they are")
     section = dict(findings.config["dataset"])
     nothing_new = {"download": False, "unlabelled": None}  # a page is made of what is there
     section |= {key: value for key, value in nothing_new.items() if key in section}
