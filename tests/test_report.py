@@ -1,7 +1,6 @@
 """`kdistill report` and `kdistill plot`: pages that need nothing else, of real runs and of hostile names."""
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -170,16 +169,28 @@ def test_images_that_are_gone_are_said_to_be(tmp_path: Path, command: Callable[.
 def test_images_of_another_data_set_are_not_shown(
     digits_sweep: Path, tmp_path: Path, command: Callable[..., Said]
 ) -> None:
-    """The data set has changed since: its ids are not those that the models were judged on."""
-    shutil.copytree(digits_sweep.parent.parent, tmp_path / "runs")
-    job = tmp_path / "runs" / "run" / digits_sweep.name / "0"
-    config = (job / ".hydra" / "config.yaml").read_text()
-    other = re.sub(r"(?m)^  name: digits$", "  name: digits", config).replace("split_seed: 0", "split_seed: 1")
-    (job / ".hydra" / "config.yaml").write_text(other)
+    """The data set has changed since: the samples that the models were judged on are not in it."""
+    folder = make_run(tmp_path / "runs")
+    shutil.copy(digits_sweep / "0" / ".hydra" / "config.yaml", folder / ".hydra" / "config.yaml")
     out = tmp_path / "page.html"
-    assert command("report", job, f"out={out}")[0] == 0
+    assert command("report", folder, f"out={out}")[0] == 0
 
-    assert len(Page(out).all("img")) in (0, 12)
+    reason = "The images cannot be shown: the data set is another one than the models were judged on."
+    assert reason in Page(out).text
+    assert Page(out).all("img") == []
+
+
+def test_a_data_set_that_is_gone(digits_sweep: Path, tmp_path: Path, command: Callable[..., Said]) -> None:
+    """Nothing is downloaded for a page."""
+    folder = make_run(tmp_path / "runs")
+    config = (digits_sweep / "0" / ".hydra" / "config.yaml").read_text()
+    moved = config.replace("  name: digits\n", f"  name: mnist\n  root: {tmp_path}\n  download: true\n")
+    (folder / ".hydra" / "config.yaml").write_text(moved)
+    out = tmp_path / "page.html"
+    assert command("report", folder, f"out={out}")[0] == 0
+
+    assert "The images cannot be shown: " in Page(out).text
+    assert "dataset.download=false" in Page(out).text
 
 
 # --- plot ---

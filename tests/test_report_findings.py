@@ -1,6 +1,7 @@
 """What reports tell: verdicts and tables of runs, sweeps, comparisons and studies, by hand and from real runs."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -218,8 +219,6 @@ def test_the_newest_is_what_was_finished_last(tmp_path: Path) -> None:
 
 
 def _touch(file: Path, seconds: int) -> None:
-    import os
-
     os.utime(file, (seconds, seconds))
 
 

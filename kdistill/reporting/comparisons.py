@@ -13,7 +13,11 @@ from kdistill.reporting.folders import complete, read_json, runs_of
 from kdistill.tasks import task_of
 
 #: verdict in the file -> in a sentence
-SAID = {"BEATS": "BEATS the control by", "WORSE": "is WORSE than the control by", "NO DIFFERENCE": "shows NO DIFFERENCE:"}
+SAID = {
+    "BEATS": "BEATS the control by",
+    "WORSE": "is WORSE than the control by",
+    "NO DIFFERENCE": "shows NO DIFFERENCE:",
+}
 
 
 def comparison_findings(folder: Path) -> Findings:
@@ -36,6 +40,7 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
     manifest = _manifest(student)
     return Findings(
         kind="comparison",
+        folder=folder.name,
         title=f"Comparison with {control.label}",
         dataset=about["dataset"],
         task=task,
@@ -57,6 +62,7 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
         ),
         notes=_gone(teacher, [control, *variants.values()]),
         about=about,
+        detail=f"Shown in detail: {best}, which has the best mean, with seed {about['seeds'][0]}.",
     )
 
 
@@ -79,7 +85,7 @@ def _group(label: str, values: Mapping[str, Any], metric: Metric, runs: Path) ->
 
 
 def _values(artifact: str, score: float, values: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    """A model's scores: of its evaluation, if that lies beside the artifact, and in any case those of the comparison."""
+    """A model's scores: those of the comparison, and of its evaluation where that lies beside the artifact."""
     known = {metric.key: score, "parameters": values["parameters"], "seconds": values["seconds"]}
     beside = Artifact(Path(artifact)).beside("evaluation.json")
     if not beside.is_file():

@@ -93,14 +93,15 @@ def _latency(findings: Findings) -> Drawn:
 
 def _costs(findings: Findings, cost: str, of: Callable[[Model], float | None]) -> Drawn:
     metric, teacher = findings.metric, findings.teacher
+    scale = metric.scale
     known = [
-        points.Point(group.label, float(np.mean(x)), metric.scale * group.mean(metric), metric.scale * group.spread(metric))
-        for group in findings.groups
+        points.Point(group.label, float(np.mean(x)), scale * group.mean(metric), scale * group.spread(metric))
+        for group in _ranked(findings)
         if (x := [value for model in group.models if (value := of(model))])
     ]
     star = None
     if teacher is not None and (x := of(teacher)) and metric.key in teacher.values:
-        star = points.Point(teacher.title, x, metric.scale * teacher.values[metric.key])
+        star = points.Point(teacher.title, x, scale * teacher.values[metric.key])
     if not known or (star is None and len(known) < 2):
         return
     best = max(known, key=lambda point: point.y)

@@ -110,6 +110,18 @@ class Group:
         scores = self.scores(metric)
         return statistics.stdev(scores) if len(scores) > 1 else 0.0
 
+    @property
+    def average(self) -> Model:
+        """A model with the mean of each score; what it costs is the first one's."""
+        first = self.models[0].values
+        known = {key: [model.values.get(key) for model in self.models] for key in first}
+        means = {
+            key: statistics.fmean(values)
+            for key, values in known.items()
+            if all(isinstance(value, float) for value in values)
+        }
+        return Model(self.label, {**first, **means})
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -131,6 +143,7 @@ class Findings:
     """
 
     kind: Kind
+    folder: str
     title: str
     dataset: str
     task: Task
@@ -148,6 +161,8 @@ class Findings:
     notes: Sequence[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     """The content of a comparison's or a study's file."""
+    detail: str = ""
+    """Of several, which one is `student`."""
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -63,7 +63,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 def knowledge(mean: np.ndarray, classes: Sequence[str]) -> Figure:
     """Mean probabilities `[K, K]` that the teacher gives to each class (column) on images of each (row).
 
-    Its own class is left out: what is seen is what else it thinks of.
+    The image's own class is left out: what is seen is what else the teacher thinks of.
     """
     other = mean - np.diag(np.diag(mean))
     shown = chosen(other)

@@ -129,7 +129,8 @@ def _task(scores: Mapping[str, float]) -> Task:
 
 def _parts(written: str, runs: Path) -> list[Path]:
     """The folders of a model: of an ensemble there are several."""
-    return [located(part, runs) for part in written.split(", ")]
+    whole = located(written, runs)
+    return [whole] if whole.exists() else [located(part, runs) for part in written.split(", ")]
 
 
 def _evaluation(made: Mapping[str, Sequence[Path]], runs: Path) -> Path | None:
@@ -149,18 +150,15 @@ def _evaluation(made: Mapping[str, Sequence[Path]], runs: Path) -> Path | None:
 
 def run_findings(folder: Path) -> Findings:
     """What there is to tell of a run; raises what `read_job` does."""
-    return findings_of(read_job(folder), f"Run of {folder.name}")
-
-
-def findings_of(job: Job, title: str) -> Findings:
-    """What there is to tell of one job."""
+    job = read_job(folder)
     student, teacher = job.student, job.teacher
     shown = student or teacher
     assert shown is not None
     notes = [] if job.split == "test" else [f"Not judged on the test split yet: scores are of the {job.split} split."]
     return Findings(
         kind="run",
-        title=title,
+        folder=folder.name,
+        title=" beside ".join(model.title for model in (student, teacher) if model is not None),
         dataset=job.dataset,
         task=job.task,
         metric=job.metric,

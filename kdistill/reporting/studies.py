@@ -31,11 +31,12 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
     student, teacher = (final.student, final.teacher) if final else (None, None)
     tables = [_table(about, task)]
     if final is not None:
-        tables.append(scores_table(task, list(final.models.values()), f"The final model on {about['dataset']}'s test split"))
+        tables.append(scores_table(task, list(final.models.values()), f"{about['dataset']}, test split"))
     repeat = final.repeat if final else Repeat()
     own = facts(metric, student, teacher) if student and metric.key in student.values else []
     return Findings(
         kind="study",
+        folder=folder.name,
         title=f"Study {about['name']}",
         dataset=about["dataset"],
         task=task,
@@ -51,6 +52,7 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
         rivals=Group(teacher.title, [teacher]) if teacher and student else None,
         repeat=Repeat([about["command"], *repeat.commands], repeat.config, repeat.versions, repeat.artifacts),
         about=about,
+        detail="Shown in detail: the final model." if final else "",
     )
 
 
@@ -94,7 +96,8 @@ def _verdict(about: Mapping[str, Any], task: Any) -> list[str]:
 def _counts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     states = Counter(trial["state"].lower() for trial in about["trials"])
     seconds = sum(trial["seconds"] or 0 for trial in about["trials"])
-    return [("trials", ", ".join(f"{n} {state}" for state, n in states.items()) or "none"), ("training", f"{seconds:,.0f} s")]
+    told = ", ".join(f"{count} {state}" for state, count in states.items())
+    return [("trials", told or "none"), ("training", f"{seconds:,.0f} s")]
 
 
 def _table(about: Mapping[str, Any], task: Any) -> Table:

@@ -1,7 +1,7 @@
 """How figures look: one palette for paper, light and dark screens; as SVG within a page, or as a file.
 
-Figures are drawn in the colours of a light screen. Within a page each colour is a CSS variable, which a dark screen gives
-another value. Nothing here or in what draws touches matplotlib's global state.
+Figures are drawn in the colours of a light screen. Within a page each colour is a CSS variable, which has another value
+on a dark screen. Nothing here or in what draws touches matplotlib's global state.
 """
 
 from __future__ import annotations

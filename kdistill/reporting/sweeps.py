@@ -29,34 +29,39 @@ def sweep_findings(folder: Path) -> Findings:
         except KdistillError as ex:
             problems.append(str(ex).partition("\n")[0])
     if not jobs:
-        raise MissingArtifact(f"{folder}: no job of this sweep can be shown; {problems[0] if problems else 'none is done'}")
+        raise MissingArtifact(f"{folder}: no job of this sweep can be shown; {problems[0]}")
     swept = swept_keys([job.about["overrides"] for job in jobs])
     groups = grouped(jobs, swept)
     metric, split = jobs[0].metric, jobs[0].split
     best = max(groups, key=lambda label: _chosen_by(groups[label]))
     leader = max(groups[best], key=lambda job: job.about.get("objective") or 0)
-    students = {label: Group(label, _students(members), _settings(members[0], swept)) for label, members in groups.items()}
+    students = {
+        label: Group(label, _students(members), _settings(members[0], swept)) for label, members in groups.items()
+    }
     student, teacher = leader.student, leader.teacher
-    shown = student or teacher
-    assert shown is not None
     repeat = leader.repeat
     return Findings(
         kind="sweep",
+        folder=folder.name,
         title=f"Sweep of {', '.join(swept) or 'one job'}",
         dataset=leader.dataset,
         task=leader.task,
         metric=metric,
         split=split,
         verdict=[_verdict(students[best], len(groups), metric, split, teacher)],
-        facts=[("jobs", f"{len(jobs)} of {len(places)}"), *facts(metric, shown, teacher if student else None)],
+        facts=[
+            ("jobs", f"{len(jobs)} of {len(places)}"),
+            *facts(metric, students[best].average, teacher if student else None),
+        ],
         tables=_tables(places, swept, leader),
         groups=list(students.values()),
-        teacher=teacher,
+        teacher=teacher if student else None,
         student=student,
         favourites=students[best] if student else None,
         rivals=Group(teacher.title, [teacher]) if teacher and student else None,
         repeat=Repeat(_commands(folder, leader), repeat.config, repeat.versions, repeat.artifacts),
         notes=[*problems, *_unfinished(folder)],
+        detail=f"Shown in detail: job {leader.folder.name}, of the best settings the best on validation.",
     )
 
 
@@ -116,8 +121,8 @@ def _tables(places: Sequence[Path], swept: Sequence[str], leader: Job) -> list[T
     columns = [*dict.fromkeys(key for row in rows for key in row if key != "status"), "status"]
     seeds = averages(rows, list(swept))
     every = Table("Every job", columns, [[_cell(row.get(column, "")) for column in columns] for row in rows])
-    models = list(leader.models.values())
-    detail = scores_table(leader.task, models, f"The job shown in detail, {leader.folder.name}, on the {leader.split} split")
+    title = f"Job {leader.folder.name}, shown in detail, on the {leader.split} split"
+    detail = scores_table(leader.task, list(leader.models.values()), title)
     return [*([seeds] if seeds else []), every, detail]
 
 
