@@ -1,4 +1,4 @@
-"""Take a picture of an HTML file in a headless Chromium: `python scripts/screenshot.py PAGE.html OUT.png [WIDTH] [dark]`.
+"""Picture of an HTML file in a headless Chromium: `python scripts/screenshot.py PAGE.html OUT.png [WIDTH] [dark]`.
 
 The picture has the whole page, or as much of it as `HEIGHT=N` in the environment says.
 """

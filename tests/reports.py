@@ -66,7 +66,7 @@ def _network(
 
     def make(work: Work) -> None:
         rows = [
-            {"epoch": e, "lr": 0.1, "loss": 1 / e, "hard": 0.1 / e, "soft": 0.9 / e, f"validation_{headline}": score * e / 3}
+            {"epoch": e, "loss": 1 / e, "hard": 0.1 / e, "soft": 0.9 / e, f"validation_{headline}": score * e / 3}
             for e in (1, 2, 3)
         ]
         work.write_lines("metrics.jsonl", rows)
@@ -158,7 +158,8 @@ def make_study(runs: Path, front: bool = False) -> Path:
     ]
     pruned = {"number": 3, "state": "PRUNED", "values": None, "params": {"loss.T": 1.0}, "words": ["loss.T=1.0"]}
     trials.append(pruned | {"seconds": 0.5, "epochs": 1, "artifact": None})
-    final = {"words": ["loss.T=8.0"], "scores": {"top1": 0.875}, "artifact": student, "evaluation": f"{student}.evaluation.json"}
+    final = {"words": ["loss.T=8.0"], "scores": {"top1": 0.875}, "artifact": student}
+    final["evaluation"] = f"{student}.evaluation.json"
     folder = runs / "studies" / "first"
     folder.mkdir(parents=True)
     content = {

@@ -35,30 +35,20 @@ class Section(NamedTuple):
     figures: tuple[str, ...]
 
 
+DISAGREEMENT = "Where teacher and student disagree"
 SECTIONS = (
     Section("Result", "", ("differences", "scores", "settings", "history", "importance", "front", "slices")),
-    Section("Learning curves", "After each epoch, on the validation split.", ("curves",)),
+    Section("Training", "After each epoch: the score on validation, and each term of the loss.", ("curves", "losses")),
+    Section("Accuracy and what it costs", "Further left is cheaper; the star is the teacher.", ("size", "latency")),
     Section(
-        "Accuracy and what it costs",
-        "Further left is cheaper. The teacher is the star.",
-        ("size", "latency"),
-    ),
-    Section(
-        "How far it can be trusted",
-        "On the dotted line, a model that is 80 % sure is right in 80 % of the cases.",
-        ("reliability",),
-    ),
-    Section(
-        "Class by class",
+        "Where it is right, and how sure it is",
         "On the test split.",
-        ("classes", "confusion", "confusion-teacher", "values"),
+        ("reliability", "classes", "confusion", "confusion-teacher", "values"),
     ),
     Section(
         "What the soft targets know",
         "A teacher says more than a label does: which classes are alike, and how sure it is.",
         ("knowledge", "entropy"),
     ),
-    Section("Where teacher and student disagree", "", ()),
-    Section("The loss", "Each term with its weight, after each epoch.", ("losses",)),
+    Section(DISAGREEMENT, "", ()),
 )
-DISAGREEMENT = "Where teacher and student disagree"

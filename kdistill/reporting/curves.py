@@ -100,6 +100,6 @@ def entropy(temperatures: Sequence[float], quantiles: np.ndarray, most: float, c
     axes.set(xlabel="temperature T", ylabel="entropy, nats", ylim=(0, 1.12 * most))
     if chosen is not None:
         axes.axvline(chosen, color=MUTED, linewidth=0.8, linestyle=":")
-        axes.text(chosen, 0.02 * most, f" T = {chosen:g}", color=MUTED, fontsize=9)
+        axes.text(chosen, 0.02 * most, f" T = {chosen:g}", color=MUTED, fontsize=10)
     label_ends(axes, [(most, "knows nothing", INK), (quantiles[1][-1], "half of the samples", BLUE)])
     return figure

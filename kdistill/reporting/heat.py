@@ -11,8 +11,8 @@ from matplotlib.ticker import PercentFormatter
 
 from kdistill.reporting.style import BLUE, INK, MUTED, ORANGE, canvas, label, shades, styled
 
-#: up to so many classes each cell has its number; up to so many each class its name; more are not shown
-NUMBERED, NAMED, SHOWN = 12, 40, 60
+#: up to so many classes each cell has its number; more than so many are not shown
+NUMBERED, SHOWN = 12, 24
 BINS = 10
 
 
@@ -20,7 +20,8 @@ BINS = 10
 def reliability(models: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """How often models are right where they are so sure; below, how often the last one is so sure.
 
-    `models`, at least one: name -> confidence `[M]` in [0, 1] and outcome `[M]`, 1 where it came true. Bins are (low, high].
+    `models`, at least one: name -> confidence `[M]` in [0, 1] and outcome `[M]`, 1 where it came true. Bins are
+    (low, high].
     """
     figure = Figure(figsize=(5.2, 3.9), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -37,7 +38,7 @@ def reliability(models: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     below.set(xlabel="how sure the model is", ylabel="images")
     for axis in (axes.yaxis, below.xaxis, below.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=10, loc="upper left")
     return figure
 
 
@@ -87,18 +88,13 @@ def _heat(axes: Axes, pixels: np.ndarray, numbers: np.ndarray, classes: Sequence
     count = len(classes)
     axes.imshow(pixels, interpolation="none", aspect="equal")
     axes.grid(visible=False)
-    axes.tick_params(length=0)
     names = [label(name, 12) for name in classes]
-    if count > NAMED:
-        axes.set(xticks=[], yticks=[])
-        return
-    size = 9 if count <= 20 else 6
-    turned = 90 if max(map(len, names)) > 3 else 0
-    axes.set_xticks(range(count), names, rotation=turned, fontsize=size)
-    axes.set_yticks(range(count), names, fontsize=size)
+    axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(count), names)
+    axes.tick_params(length=0, labelsize=10 if count <= NUMBERED else 8.5, labelcolor=INK)
     if count > NUMBERED:
         return
     for row, column in np.ndindex(count, count):
         if (text := numbers[row, column]) not in ("", "0"):
             is_dark = pixels[row, column, 3] > 0.55
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if is_dark else INK)
+            axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if is_dark else INK)

@@ -81,7 +81,7 @@ def _name(axes: Axes, point: Point, colour: str) -> None:
         ha="center",
         va="top",
         color=colour,
-        fontsize=9,
+        fontsize=10,
     )
 
 
@@ -94,7 +94,7 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], teacher: float | None, sco
         axes.plot([statistics.fmean(scores)], [place], "|", color=INK, markersize=13, markeredgewidth=2)
     if teacher is not None:
         axes.axvline(teacher, color=INK, linestyle="--", linewidth=1)
-        axes.text(teacher, -0.75, "teacher ", ha="right", va="center", fontsize=9)
+        axes.text(teacher, -0.75, "teacher ", ha="right", va="center", fontsize=10)
     _rows(axes, [name for name, _ in rows], top=-1.1 if teacher is not None else -0.6)
     axes.set_xlabel(score)
     return figure
@@ -109,7 +109,7 @@ def differences(rows: Sequence[Difference], unit: str) -> Figure:
         colour = colours.get(row.verdict, MUTED)
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
         axes.plot([row.value], [place], "o", color=colour, markersize=8, markeredgecolor=PAPER)
-        axes.text(1.02, place, row.verdict, color=colour, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        axes.text(1.02, place, row.verdict, color=colour, transform=axes.get_yaxis_transform(), va="center", fontsize=10)
     axes.axvline(0, color=INK, linewidth=1)
     axes.margins(x=0.12)
     _rows(axes, [row.name for row in rows])
@@ -203,5 +203,5 @@ def values(true: np.ndarray, said: Mapping[str, np.ndarray], name: str) -> Figur
     for colour, (model, answers) in zip((INK, BLUE), said.items(), strict=False):
         axes.plot(true, answers, "o", color=colour, markersize=4, alpha=0.5, markeredgewidth=0, label=label(model))
     axes.set(xlabel=f"true {label(name)}", ylabel="what the models say")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=10)
     return figure

@@ -34,7 +34,7 @@ VARIABLES = {
     **{colour: f"--c{number}" for number, colour in enumerate(COLOURS)},
 }
 STYLE = {
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called $5$
     "axes.edgecolor": MUTED,
@@ -119,7 +119,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     for y, name, colour in sorted(ends):
         _, height = axes.transAxes.inverted().transform(axes.transData.transform((1, y)))
         place = max(height, place + gap)
-        axes.text(1.02, place, label(name), color=colour, transform=axes.transAxes, va="center", fontsize=9)
+        axes.text(1.02, place, label(name), color=colour, transform=axes.transAxes, va="center", fontsize=10)
 
 
 def inline(drawing: Drawing) -> Svg:
