@@ -42,7 +42,7 @@ def report(words: Sequence[str]) -> int:
 
 def plot(words: Sequence[str]) -> int:
     """Write one of the page's figures as PNG or SVG, or list them all; raises what `report` does."""
-    (*names,), options = _taken_apart(words)
+    names, options = _taken_apart(words)
     if not names:
         width = max(map(len, FIGURES))
         say("\n".join(f"{name:{width}}  {line}" for name, line in FIGURES.items()))

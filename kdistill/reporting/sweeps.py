@@ -27,7 +27,7 @@ def sweep_findings(folder: Path) -> Findings:
         try:
             jobs.append(read_job(place))
         except KdistillError as ex:
-            problems.append(str(ex).partition("\n")[0])
+            problems.append(" ".join(str(ex).split()))
     if not jobs:
         raise MissingArtifact(f"{folder}: no job of this sweep can be shown; {problems[0]}")
     swept = swept_keys([job.about["overrides"] for job in jobs])
