@@ -39,8 +39,12 @@ class Job:
     @property
     def student(self) -> Model | None:
         """The last model, if that is no teacher."""
-        name = list(self.models)[-1]
-        return None if name.startswith("teacher") else self.models[name]
+        return None if list(self.models)[-1].startswith("teacher") else self.shown
+
+    @property
+    def shown(self) -> Model:
+        """The model that the job is about: the student, or the teacher where only that was trained."""
+        return list(self.models.values())[-1]
 
     @property
     def metric(self) -> Metric:
@@ -152,8 +156,6 @@ def run_findings(folder: Path) -> Findings:
     """What there is to tell of a run; raises what `read_job` does."""
     job = read_job(folder)
     student, teacher = job.student, job.teacher
-    shown = student or teacher
-    assert shown is not None
     notes = [] if job.split == "test" else [f"Not judged on the test split yet: scores are of the {job.split} split."]
     return Findings(
         kind="run",
@@ -164,7 +166,7 @@ def run_findings(folder: Path) -> Findings:
         metric=job.metric,
         split=job.split,
         verdict=[verdict(job)],
-        facts=facts(job.metric, shown, teacher if student else None),
+        facts=facts(job.metric, job.shown, teacher if student else None),
         tables=[scores_table(job.task, list(job.models.values()), f"{job.dataset}, {job.split} split")],
         groups=[Group(student.title, [student])] if student else [],
         teacher=teacher,
@@ -181,9 +183,7 @@ def verdict(job: Job) -> str:
     metric, student, teacher = job.metric, job.student, job.teacher
     where = "" if job.split == "test" else f" on the {job.split} split"
     if student is None or teacher is None:
-        shown = student or teacher
-        assert shown is not None
-        return f"The {shown.title} reaches {metric.text(shown.values[metric.key])} {metric.name}{where}."
+        return f"The {job.shown.title} reaches {metric.text(job.shown.values[metric.key])} {metric.name}{where}."
     own, theirs = student.values[metric.key], teacher.values[metric.key]
     size = _share_of_size(student, teacher)
     if own >= theirs:

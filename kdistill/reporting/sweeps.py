@@ -32,14 +32,14 @@ def sweep_findings(folder: Path) -> Findings:
         raise MissingArtifact(f"{folder}: no job of this sweep can be shown; {problems[0]}")
     swept = swept_keys([job.about["overrides"] for job in jobs])
     groups = grouped(jobs, swept)
-    metric, split = jobs[0].metric, jobs[0].split
     best = max(groups, key=lambda label: _chosen_by(groups[label]))
     leader = max(groups[best], key=lambda job: job.about.get("objective") or 0)
     students = {
-        label: Group(label, _students(members), _settings(members[0], swept)) for label, members in groups.items()
+        label: Group(label, [job.shown for job in members], _settings(members[0], swept))
+        for label, members in groups.items()
     }
-    student, teacher = leader.student, leader.teacher
-    repeat = leader.repeat
+    metric, split, repeat = leader.metric, leader.split, leader.repeat
+    student, teacher = leader.student, leader.teacher if leader.student else None
     return Findings(
         kind="sweep",
         folder=folder.name,
@@ -49,16 +49,13 @@ def sweep_findings(folder: Path) -> Findings:
         metric=metric,
         split=split,
         verdict=[_verdict(students[best], len(groups), metric, split, teacher)],
-        facts=[
-            ("jobs", f"{len(jobs)} of {len(places)}"),
-            *facts(metric, students[best].average, teacher if student else None),
-        ],
+        facts=[("jobs", f"{len(jobs)} of {len(places)}"), *facts(metric, students[best].average, teacher)],
         tables=_tables(places, swept, leader),
         groups=list(students.values()),
-        teacher=teacher if student else None,
+        teacher=teacher,
         student=student,
         favourites=students[best] if student else None,
-        rivals=Group(teacher.title, [teacher]) if teacher and student else None,
+        rivals=Group(teacher.title, [teacher]) if teacher else None,
         repeat=Repeat(_commands(folder, leader), repeat.config, repeat.versions, repeat.artifacts),
         notes=[*problems, *_unfinished(folder)],
         detail=f"Shown in detail: job {leader.folder.name}, of the best settings the best on validation.",
@@ -78,7 +75,7 @@ def grouped(jobs: Sequence[Job], swept: Sequence[str]) -> dict[str, list[Job]]:
     for job in jobs:
         settings = _settings(job, swept)
         label = ", ".join(f"{key.removeprefix('student.')}={value}" for key, value in settings.items())
-        groups.setdefault(label or "all", []).append(job)
+        groups.setdefault(label or job.shown.title, []).append(job)
     return groups
 
 
@@ -89,11 +86,6 @@ def _settings(job: Job, swept: Sequence[str]) -> dict[str, str]:
 
 def _values(words: Sequence[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def _students(jobs: Sequence[Job]) -> list[Model]:
-    """The models that the jobs are about: students, or teachers where only those were trained."""
-    return [model for job in jobs if (model := job.student or job.teacher) is not None]
 
 
 def _chosen_by(jobs: Sequence[Job]) -> float:
@@ -107,7 +99,7 @@ def _verdict(best: Group, count: int, metric: Metric, split: str, teacher: Model
     told = f"{metric.text(best.mean(metric))} {metric.name} on the {split} split"
     if len(scores) > 1:
         told += f", mean of {len(scores)} seeds"
-    if teacher is not None and metric.key in teacher.values and best.models[0] is not teacher:
+    if teacher is not None and metric.key in teacher.values:
         told += f"; the teacher reaches {metric.text(teacher.values[metric.key])}"
     chosen = f"Of {count} settings, {best.label} is best on validation" if count > 1 else "All jobs"
     return f"{chosen}: {told}."
