@@ -78,7 +78,7 @@ class Model:
     @cached_property
     def courses(self) -> list[list[dict[str, Any]]]:
         """The rows of metrics of its training, and then of its fine-tuning; empty of an ensemble, or what is gone."""
-        return _courses(self.artifacts[0]) if len(self.artifacts) == 1 else []
+        return _courses(Artifact(self.artifacts[0])) if len(self.artifacts) == 1 else []
 
     @property
     def latency(self) -> float | None:
@@ -182,12 +182,19 @@ def located(written: str, runs: Path) -> Path:
     return path if path.exists() else runs / "artifacts" / Path(*path.parts[-2:])
 
 
-def _courses(folder: Path) -> list[list[dict[str, Any]]]:
-    artifact, file = Artifact(folder), folder / "metrics.jsonl"
+def parent(artifact: Artifact, role: str) -> Artifact | None:
+    """What an artifact was made from; None where it has no parent of that role, or that is gone."""
+    pin = artifact.parents.get(role)
+    if pin is None:
+        return None
+    found = Artifact(artifact.folder.parent.parent / kind_of(role, pin) / pin["name"])
+    return found if (found.folder / "manifest.json").is_file() else None
+
+
+def _courses(artifact: Artifact) -> list[list[dict[str, Any]]]:
+    file = artifact.folder / "metrics.jsonl"
     if not file.is_file():
         return []
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    before = artifact.parents.get("student") if artifact.kind == "finetuned" else None
-    if before is None:
-        return [rows]
-    return [*_courses(folder.parent.parent / kind_of("student", before) / before["name"]), rows]
+    before = parent(artifact, "student") if artifact.kind == "finetuned" else None
+    return [*(_courses(before) if before else []), rows]

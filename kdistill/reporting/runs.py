@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdistill.artifacts import Artifact, kind_of
+from kdistill.artifacts import Artifact
 from kdistill.errors import ConfigError, MissingArtifact
 from kdistill.records import Table
-from kdistill.reporting.findings import Findings, Group, Metric, Model, Repeat, located
+from kdistill.reporting.findings import Findings, Group, Metric, Model, Repeat, located, parent
 from kdistill.reporting.folders import STAGES, complete, read_json, runs_of, stage_of
 from kdistill.stages.tables import COSTS, cost_text
 from kdistill.tasks import Task, task_of
@@ -105,15 +105,10 @@ def _judged(values: Mapping[str, Any], runs: Path) -> Model:
 def _trained_job(folder: Path, about: Mapping[str, Any], made: Mapping[str, list[Path]], command: str) -> Job:
     """A job of which only the scores on the validation split are known."""
     artifact = Artifact(next(iter(made.values()))[0])
-    manifest = artifact.manifest
-    models = {}
-    taught = artifact
-    while (pin := taught.parents.get("student")) is not None:  # of one that is fine-tuned
-        taught = Artifact(artifact.folder.parent.parent / kind_of("student", pin) / pin["name"])
-    if (pin := taught.parents.get("teacher")) is not None:
-        teacher = artifact.folder.parent.parent / kind_of("teacher", pin) / pin["name"]
-        if (teacher / "manifest.json").is_file():
-            models["teacher"] = _validated(Artifact(teacher), "teacher")
+    manifest, models = artifact.manifest, {}
+    teacher = parent(parent(artifact, "student") or artifact, "teacher")
+    if teacher is not None:
+        models["teacher"] = _validated(teacher, "teacher")
     role = "teacher" if artifact.kind == "teacher" else "student"
     models[role] = _validated(artifact, role)
     task = _task(manifest["validation"])

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.artifacts import Artifact, kind_of
+from kdistill.artifacts import Artifact
 from kdistill.predictions import Predictions
 from kdistill.reporting import curves, heat
-from kdistill.reporting.findings import Findings
+from kdistill.reporting.findings import Findings, parent
 from kdistill.reporting.style import Drawn, label
 from kdistill.stored import Reader, layout_of
 
@@ -85,18 +85,13 @@ def _stored(findings: Findings) -> Tensor | None:
     """Logits of the first view that the student learnt from; None where they are not stored, or gone."""
     if findings.student is None or not findings.student.artifacts:
         return None
-    artifact = Artifact(findings.student.artifacts[0])
-    for role in ("student", "soft-targets"):  # from one that is fine-tuned to what it was before, to what taught that
-        pin = artifact.parents.get(role)
-        if pin is not None:
-            artifact = Artifact(artifact.folder.parent.parent / kind_of(role, pin) / pin["name"])
-            if not (artifact.folder / "manifest.json").is_file():
-                return None
-    if artifact.kind != "soft-targets":
+    student = Artifact(findings.student.artifacts[0])
+    stored = parent(parent(student, "student") or student, "soft-targets")
+    if stored is None:
         return None
-    layout = layout_of(artifact.manifest)
+    layout = layout_of(stored.manifest)
     samples = torch.arange(min(SAMPLES, layout.shape[1]))
-    return Reader(artifact.folder / layout.file, layout, torch.device("cpu")).logits(0, samples)
+    return Reader(stored.folder / layout.file, layout, torch.device("cpu")).logits(0, samples)
 
 
 SOFT_FIGURES: Mapping[str, Callable[[Findings], Drawn]] = {"knowledge": _knowledge, "entropy": _entropy}
