@@ -37,7 +37,7 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
     sign = 1 if about["higher_is_better"] else -1
     best = max(variants, key=lambda name: sign * about["variants"][name]["mean"])
     student = variants[best].models[0]
-    manifest = _manifest(student)
+    manifest = Artifact(student.artifacts[0]).manifest if student.artifacts else {}
     return Findings(
         kind="comparison",
         folder=folder.name,
@@ -77,20 +77,21 @@ def verdict(name: str, values: Mapping[str, Any], metric: Metric) -> str:
 
 
 def _group(label: str, values: Mapping[str, Any], metric: Metric, runs: Path) -> Group:
-    models = [
-        Model(label, _values(artifact, score, values, metric), [located(artifact, runs)], located(answers, runs))
-        for score, answers, artifact in zip(values["scores"], values["predictions"], values["artifacts"], strict=True)
-    ]
-    return Group(label, models)
+    seeds = zip(values["scores"], values["predictions"], values["artifacts"], strict=True)
+    return Group(label, [_model(label, values, metric, runs, *seed) for seed in seeds])
 
 
-def _values(artifact: str, score: float, values: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    """A model's scores: those of the comparison, and of its evaluation where that lies beside the artifact."""
+def _model(
+    label: str, values: Mapping[str, Any], metric: Metric, runs: Path, score: float, answers: str, artifact: str
+) -> Model:
+    """A model of one seed: its scores are those of the comparison, and of its evaluation where there is one."""
     known = {metric.key: score, "parameters": values["parameters"], "seconds": values["seconds"]}
-    beside = Artifact(Path(artifact)).beside("evaluation.json")
-    if not beside.is_file():
-        return known
-    return {**list(read_json(beside)["models"].values())[-1], **known}
+    place = located(artifact, runs)
+    there = [place] if (place / "manifest.json").is_file() else []
+    beside = Artifact(place).beside("evaluation.json")
+    if beside.is_file():
+        known = {**list(read_json(beside)["models"].values())[-1], **known}
+    return Model(label, known, there, located(answers, runs))
 
 
 def _teacher(values: Mapping[str, Any], metric: Metric, runs: Path) -> Model:
@@ -140,11 +141,6 @@ def _row(name: str, values: Mapping[str, Any], metric: Metric) -> list[object]:
         f"{values['parameters']:,}",
         f"{values['seconds']:.1f}",
     ]
-
-
-def _manifest(model: Model) -> Mapping[str, Any]:
-    folder = model.artifacts[0]
-    return Artifact(folder).manifest if (folder / "manifest.json").is_file() else {}
 
 
 def _config(folder: Path) -> str:

@@ -87,7 +87,7 @@ def _stored(findings: Findings) -> Tensor | None:
         return None
     student = Artifact(findings.student.artifacts[0])
     stored = parent(parent(student, "student") or student, "soft-targets")
-    if stored is None:
+    if stored is None or stored.is_damaged:
         return None
     layout = layout_of(stored.manifest)
     samples = torch.arange(min(SAMPLES, layout.shape[1]))
