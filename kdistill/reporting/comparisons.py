@@ -144,9 +144,9 @@ def _row(name: str, values: Mapping[str, Any], metric: Metric) -> list[object]:
 
 
 def _config(folder: Path) -> str:
-    """The config of the comparison's first job, if it kept one."""
-    file = next(iter(sorted(folder.glob("**/.hydra/config.yaml"))), None)
-    return file.read_text() if file else ""
+    """What all arms have in common."""
+    file = folder / ".hydra" / "config.yaml"
+    return file.read_text() if file.is_file() else ""
 
 
 def _gone(teacher: Model | None, groups: list[Group]) -> list[str]:

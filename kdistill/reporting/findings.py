@@ -30,9 +30,10 @@ class Metric:
 
     @classmethod
     def of(cls, task: Task, key: str) -> Metric:
-        heading = next((column.heading for column in task.columns if column.key == key), key)
+        """The score of this key; what is no score of the task, such as `latency_p50`, has no unit."""
+        heading = next((column.heading for column in task.columns if column.key == key), "")
         name, _, unit = heading.partition(" ")
-        return cls(key, name, unit if unit == "%" else "")
+        return cls(key, name or key.replace("_", " "), unit if unit == "%" else "")
 
     @property
     def scale(self) -> int:
@@ -46,7 +47,9 @@ class Metric:
     def number(self, value: float) -> str:
         if self.unit:
             return f"{100 * value:.2f}"
-        return f"{value:.4f}" if abs(value) < 1e3 else f"{value:,.0f}"
+        if abs(value) >= 1e3:
+            return f"{value:,.0f}"
+        return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.3g}"
 
     def text(self, value: float) -> str:
         return f"{self.number(value)} {self.unit}".rstrip()
