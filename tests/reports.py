@@ -18,11 +18,20 @@ from kdistill.predictions import FILE, Predictions
 from kdistill.tasks import task_of
 
 #: names that a page must survive
-HOSTILE = ("<script>alert(1)</script>", "\"&' onload=alert(1)", "x" * 300, "Größe 猫 \u202e$\\frac{", "a\nb\x00")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"&' onload=alert(1)",
+    "x" * 300,
+    "Größe 猫 \u202e$\\frac{",
+    "a\nb\x00",
+)
 
 
 def make_run(
-    runs: Path, task: str = "classification", classes: Sequence[str] = ("cat", "dog", "eel"), name: str = "2026-01-01"
+    runs: Path,
+    task: str = "classification",
+    classes: Sequence[str] = ("cat", "dog", "eel"),
+    name: str = "2026-01-01",
 ) -> Path:
     """A finished `kdistill run` in `runs`: a teacher that is mostly right and a student that is so less often."""
     store, generator = ArtifactStore(runs / "artifacts"), torch.Generator().manual_seed(0)
@@ -42,7 +51,14 @@ def make_run(
     (folder / ".hydra" / "overrides.yaml").write_text("- stage=run\n")
     artifacts = {"teacher": str(teacher.folder), "student": str(student.folder)}
     objective = student.manifest["validation"][task_of(task).headline]
-    result = {"status": "ok", "job": None, "overrides": [], "objective": objective, "row": {}, "artifacts": artifacts}
+    result = {
+        "status": "ok",
+        "job": None,
+        "overrides": [],
+        "objective": objective,
+        "row": {},
+        "artifacts": artifacts,
+    }
     write_json(folder / "result.json", result)
     return folder
 
@@ -66,13 +82,25 @@ def _network(
 
     def make(work: Work) -> None:
         rows = [
-            {"epoch": e, "loss": 1 / e, "hard": 0.1 / e, "soft": 0.9 / e, f"validation_{headline}": score * e / 3}
+            {
+                "epoch": e,
+                "loss": 1 / e,
+                "hard": 0.1 / e,
+                "soft": 0.9 / e,
+                f"validation_{headline}": score * e / 3,
+            }
             for e in (1, 2, 3)
         ]
         work.write_lines("metrics.jsonl", rows)
         (work.folder / "weights").write_text(f"{kind} {task}")
         work.payload = "weights"
-        work.about = {"model": "cnn", "dataset": "animals", "parameters": parameters, "epochs": 3, "seconds": 1.5}
+        work.about = {
+            "model": "cnn",
+            "dataset": "animals",
+            "parameters": parameters,
+            "epochs": 3,
+            "seconds": 1.5,
+        }
         work.about |= {"validation": {headline: score, "nll": 0.5}, "command": "kdistill run"}
 
     return store.obtain(kind, "cnn", {}, f"{task[:5]}{kind[:5]}", make, parents=parents)
@@ -102,7 +130,9 @@ def _judged(
 def make_comparison(runs: Path, classes: Sequence[str] = ("cat", "dog", "eel"), variant: str = "kd") -> Path:
     """A comparison of three variants with a control, over two seeds, whose models are those of `make_run`."""
     made = json.loads((make_run(runs, classes=classes) / "result.json").read_text())["artifacts"]
-    teacher, student = (str(runs / "artifacts" / "predictions" / f"cnn-class{role}") for role in ("teac", "stud"))
+    teacher, student = (
+        str(runs / "artifacts" / "predictions" / f"cnn-class{role}") for role in ("teac", "stud")
+    )
     own = {
         "words": [],
         "std": 0.01,
@@ -125,7 +155,13 @@ def make_comparison(runs: Path, classes: Sequence[str] = ("cat", "dog", "eel"), 
         "command": "kdistill compare loss=kd,at",
         "seeds": [0, 1],
         "test_images": 40,
-        "teacher": {"title": "teacher cnn", "score": 0.9, "seconds": 9.0, "parameters": 40_000, "predictions": teacher},
+        "teacher": {
+            "title": "teacher cnn",
+            "score": 0.9,
+            "seconds": 9.0,
+            "parameters": 40_000,
+            "predictions": teacher,
+        },
         "control": {**own, "title": "labels only", "scores": [0.8, 0.81], "mean": 0.805},
         "variants": {
             variant: {**own, **better, "title": variant, "scores": [0.81, 0.824], "mean": 0.817},
@@ -141,7 +177,10 @@ def make_study(runs: Path, front: bool = False) -> Path:
     """A study of four trials, one of them pruned; its final model is that of `make_run`."""
     student = json.loads((make_run(runs) / "result.json").read_text())["artifacts"]["student"]
     metrics = ["top1", "parameters"] if front else ["top1"]
-    chosen = [({"loss.T": 2.0, "student.optim": "sgd"}, 0.8), ({"loss.T": 8.0, "student.optim": "adamw"}, 0.9)]
+    chosen = [
+        ({"loss.T": 2.0, "student.optim": "sgd"}, 0.8),
+        ({"loss.T": 8.0, "student.optim": "adamw"}, 0.9),
+    ]
     chosen += [({"loss.T": 4.0, "student.optim": "sgd"}, 0.85)]
     trials: list[dict[str, Any]] = [
         {
@@ -156,7 +195,13 @@ def make_study(runs: Path, front: bool = False) -> Path:
         }
         for number, (params, score) in enumerate(chosen)
     ]
-    pruned = {"number": 3, "state": "PRUNED", "values": None, "params": {"loss.T": 1.0}, "words": ["loss.T=1.0"]}
+    pruned = {
+        "number": 3,
+        "state": "PRUNED",
+        "values": None,
+        "params": {"loss.T": 1.0},
+        "words": ["loss.T=1.0"],
+    }
     trials.append(pruned | {"seconds": 0.5, "epochs": 1, "artifact": None})
     final = {"words": ["loss.T=8.0"], "scores": {"top1": 0.875}, "artifact": student}
     final["evaluation"] = f"{student}.evaluation.json"

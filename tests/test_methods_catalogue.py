@@ -252,7 +252,8 @@ def test_the_pages_commands_work(
             elif words.command in ("eval", "export", "predict", "report", "plot"):  # of what was made
                 assert main([*argv, "runs=runs"]) == 2
                 assert re.search(
-                    "not distilled yet|there is no such|were not found|nothing finished", capsys.readouterr().err
+                    "not distilled yet|there is no such|were not found|nothing finished",
+                    capsys.readouterr().err,
                 ), command
             else:
                 assert main(argv) == 0, command

@@ -229,7 +229,10 @@ def test_plot_writes_one_figure_or_several(
             ["report", "outt=x.html"],
             "'outt=x.html': there is no such option. Did you mean 'out'? There are out=FILE and runs=DIR",
         ),
-        (["report", "runs=none"], "there is nothing finished in none to report. `kdistill run` makes something;"),
+        (
+            ["report", "runs=none"],
+            "there is nothing finished in none to report. `kdistill run` makes something;",
+        ),
         (["plot", "curve"], "no figure 'curve'. Did you mean 'curves'? `kdistill plot` lists all"),
     ],
 )
@@ -284,7 +287,9 @@ def test_a_damaged_artifact_is_named(tmp_path: Path, command: Callable[..., Said
     assert "is damaged: its content does not match its checksum" in error
 
 
-def test_a_run_of_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Said]) -> None:
+def test_a_run_of_one_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Said]
+) -> None:
     """`train-teacher` alone: its curve and its validation score, and the next stage's report is another."""
     monkeypatch.chdir(tmp_path)
     assert command("train-teacher", "teacher=mlp", "teacher.epochs=2", "device=cpu")[0] == 0

@@ -49,7 +49,9 @@ def pages(digits_sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     if not (screenshot.CHROMIUM.exists() and screenshot.DRIVER.exists()):
-        pytest.skip("no chromium with its driver: apt-get install --no-install-recommends chromium chromium-driver")
+        pytest.skip(
+            "no chromium with its driver: apt-get install --no-install-recommends chromium chromium-driver"
+        )
     with screenshot.browser(1400) as driver:
         yield driver
 
@@ -62,7 +64,9 @@ def fetched(driver: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_fetched_and_nothing_complained_of(kind: str, pages: dict[str, Path], chromium: Any) -> None:
+def test_nothing_is_fetched_and_nothing_complained_of(
+    kind: str, pages: dict[str, Path], chromium: Any
+) -> None:
     """The page is the one request; the console stays empty; no markup of a name has become an element."""
     fetched(chromium)
     chromium.get_log("browser")
@@ -114,7 +118,9 @@ def test_a_dark_screen_has_a_dark_page(pages: dict[str, Path], chromium: Any) ->
 def test_it_prints(pages: dict[str, Path], chromium: Any) -> None:
     """As a PDF of some pages."""
     chromium.get(pages["sweep"].as_uri())
-    printed = chromium.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})
+    printed = chromium.execute_cdp_cmd(
+        "Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True}
+    )
     content = base64.b64decode(printed["data"])
 
     assert content.startswith(b"%PDF")

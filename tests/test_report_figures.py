@@ -92,7 +92,9 @@ def test_shades_are_see_through() -> None:
 
 def test_colours_become_variables() -> None:
     """No colour of the palette is left, so that a dark screen can have its own; nothing else has a colour."""
-    figure = points.costs([points.Point("a", 10, 1, 0.1)], points.Point("t", 1000, 2), "parameters", "top-1 %")
+    figure = points.costs(
+        [points.Point("a", 10, 1, 0.1)], points.Point("t", 1000, 2), "parameters", "top-1 %"
+    )
     body = inline(drawing(figure)).body
 
     assert not any(colour in body for colour in VARIABLES)
@@ -174,7 +176,14 @@ def test_what_is_drawn_of_each_task(tmp_path: Path) -> None:
     """What does not apply is not there: no confusion of several labels, no calibration of values."""
     trained = {"curves", "losses", "size", "latency"}
     by_task = {
-        "classification": {"reliability", "confusion", "confusion-teacher", "classes", "knowledge", "entropy"},
+        "classification": {
+            "reliability",
+            "confusion",
+            "confusion-teacher",
+            "classes",
+            "knowledge",
+            "entropy",
+        },
         "multilabel": {"reliability", "classes"},
         "regression": {"values", "classes"},
     }

@@ -41,7 +41,9 @@ def test_a_run_says_what_the_student_keeps(tmp_path: Path) -> None:
     own, theirs = models["student"]["top1"], models["teacher"]["top1"]
     found = run_findings(folder)
 
-    share = f"keeps {100 * own / theirs:.1f} % of the teacher's top-1 ({100 * own:.2f} of {100 * theirs:.2f} %)"
+    share = (
+        f"keeps {100 * own / theirs:.1f} % of the teacher's top-1 ({100 * own:.2f} of {100 * theirs:.2f} %)"
+    )
     assert found.verdict == [f"The student {share}, with 1/40 of its parameters."]
     assert ("parameters", "1,000") in found.facts
     assert [row[0] for row in found.tables[0].rows] == ["teacher cnn", "student cnn"]
@@ -106,7 +108,9 @@ def test_a_sweep_goes_on_without_what_is_gone(digits_sweep: Path, tmp_path: Path
     place = tmp_path / "copy"
     shutil.copytree(digits_sweep.parent.parent, place / "runs")
     sweep = place / "runs" / "run" / digits_sweep.name
-    gone = [json.loads((sweep / str(n) / "result.json").read_text())["artifacts"]["fine-tuned"] for n in range(4)]
+    gone = [
+        json.loads((sweep / str(n) / "result.json").read_text())["artifacts"]["fine-tuned"] for n in range(4)
+    ]
     shutil.rmtree(place / gone[0])
     found = sweep_findings(sweep)
 
@@ -290,7 +294,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(DataError) as caught:
         comparison_findings(folder)
-    assert str(caught.value) == f"{file} cannot be read: it has no 'control'. Give the command that made it again"
+    assert (
+        str(caught.value)
+        == f"{file} cannot be read: it has no 'control'. Give the command that made it again"
+    )
     file.write_text('{"dataset": ')
     with pytest.raises(DataError) as damaged:
         comparison_findings(folder)

@@ -38,8 +38,14 @@ class Section(NamedTuple):
 DISAGREEMENT = "Where teacher and student disagree"
 SECTIONS = (
     Section("Result", "", ("differences", "scores", "settings", "history", "importance", "front", "slices")),
-    Section("Training", "After each epoch: the score on validation, and each term of the loss.", ("curves", "losses")),
-    Section("Accuracy and what it costs", "Further left is cheaper; the star is the teacher.", ("size", "latency")),
+    Section(
+        "Training",
+        "After each epoch: the score on validation, and each term of the loss.",
+        ("curves", "losses"),
+    ),
+    Section(
+        "Accuracy and what it costs", "Further left is cheaper; the star is the teacher.", ("size", "latency")
+    ),
     Section(
         "Where it is right, and how sure it is",
         "On the test split.",

@@ -62,9 +62,11 @@ def plot(words: Sequence[str]) -> int:
     if not drawings:
         others = ", ".join(other for other in FIGURES if draw(other, findings))
         raise ConfigError(f"{name}: there is nothing of it in this {findings.kind}. There is {others}")
-    files = [out] if len(drawings) == 1 else [
-        out.with_stem(f"{out.stem}-{number}") for number in range(1, len(drawings) + 1)
-    ]
+    files = (
+        [out]
+        if len(drawings) == 1
+        else [out.with_stem(f"{out.stem}-{number}") for number in range(1, len(drawings) + 1)]
+    )
     with storage_errors(out.parent, "out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         for drawing, file in zip(drawings, files, strict=True):

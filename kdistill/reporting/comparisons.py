@@ -58,7 +58,9 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
             commands=[about["command"], *([manifest["command"]] if manifest else [])],
             config=_config(folder),
             versions=manifest.get("versions", {}),
-            artifacts=[path for group in (control, *variants.values()) for m in group.models for path in m.artifacts],
+            artifacts=[
+                path for group in (control, *variants.values()) for m in group.models for path in m.artifacts
+            ],
         ),
         notes=_gone(teacher, [control, *variants.values()]),
         about=about,
@@ -82,7 +84,13 @@ def _group(label: str, values: Mapping[str, Any], metric: Metric, runs: Path) ->
 
 
 def _model(
-    label: str, values: Mapping[str, Any], metric: Metric, runs: Path, score: float, answers: str, artifact: str
+    label: str,
+    values: Mapping[str, Any],
+    metric: Metric,
+    runs: Path,
+    score: float,
+    answers: str,
+    artifact: str,
 ) -> Model:
     """A model of one seed: its scores are those of the comparison, and of its evaluation where there is one."""
     known = {metric.key: score, "parameters": values["parameters"], "seconds": values["seconds"]}
@@ -99,7 +107,9 @@ def _teacher(values: Mapping[str, Any], metric: Metric, runs: Path) -> Model:
     return Model(values["title"], known, predictions=located(values["predictions"], runs))
 
 
-def _facts(about: Mapping[str, Any], control: Group, teacher: Model | None, metric: Metric) -> list[tuple[str, str]]:
+def _facts(
+    about: Mapping[str, Any], control: Group, teacher: Model | None, metric: Metric
+) -> list[tuple[str, str]]:
     found = [
         ("seeds", str(len(about["seeds"]))),
         ("test images", f"{about['test_images']:,}"),
@@ -113,7 +123,17 @@ def _facts(about: Mapping[str, Any], control: Group, teacher: Model | None, metr
 
 def _table(about: Mapping[str, Any], metric: Metric) -> Table:
     """A line for each variant, and for the control and the teacher."""
-    columns = ["", "settings", "n", metric.label, "difference", "verdict", "of the gap", "parameters", "seconds"]
+    columns = [
+        "",
+        "settings",
+        "n",
+        metric.label,
+        "difference",
+        "verdict",
+        "of the gap",
+        "parameters",
+        "seconds",
+    ]
     rows = [_row(name, values, metric) for name, values in about["variants"].items()]
     rows.append(_row(about["control"]["title"], about["control"], metric))
     if (teacher := about["teacher"]) is not None:
@@ -154,4 +174,6 @@ def _gone(teacher: Model | None, groups: list[Group]) -> list[str]:
     gone = [model for model in models if model.predictions is not None and not model.predictions.is_dir()]
     if not gone:
         return []
-    return [f"The predictions of {len(gone)} of {len(models)} models are gone: what is made from them is left out."]
+    return [
+        f"The predictions of {len(gone)} of {len(models)} models are gone: what is made from them is left out."
+    ]

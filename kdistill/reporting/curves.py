@@ -42,7 +42,9 @@ def learning(curves: Sequence[Curve], score: str, finetuned_after: int | None = 
         style = "--" if curve.is_given else "-"
         axes.plot(epochs, mean, style, color=colour, linewidth=0.8 if is_faint else 1.8)
         if len(curve.runs) > 1 and not is_faint:
-            axes.fill_between(epochs, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(
+                epochs, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, linewidth=0
+            )
         if not is_faint:
             ends.append((mean[-1], curve.name, colour))
     if finetuned_after is not None:
@@ -85,7 +87,9 @@ def history(numbers: Sequence[int], scores: Sequence[float], score: str, higher:
 
 
 @styled
-def entropy(temperatures: Sequence[float], quantiles: np.ndarray, most: float, chosen: float | None) -> Figure:
+def entropy(
+    temperatures: Sequence[float], quantiles: np.ndarray, most: float, chosen: float | None
+) -> Figure:
     """How undecided the teacher is at each T: `quantiles` `[3, temperatures]`, 10 %, median and 90 % of the samples.
 
     `most`: the entropy of all classes alike, in nats; `chosen`: the T of the loss.

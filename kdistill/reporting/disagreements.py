@@ -53,12 +53,19 @@ def disagreements(findings: Findings) -> list[Case]:
     if theirs is None or own is None or theirs.ids != own.ids:
         return []
     teacher, student = (_said(answers.logits, findings.task.name) for answers in (theirs, own))
-    order = distance(teacher, student, findings.task.name).argsort(descending=True, stable=True)[:IMAGES].tolist()
+    order = (
+        distance(teacher, student, findings.task.name).argsort(descending=True, stable=True)[:IMAGES].tolist()
+    )
     images = _images(findings, [own.ids[i] for i in order])
     if images is None:
         return []
     return [
-        Case(own.ids[i], _label(own, i), image, _answers(own.classes, teacher[i], student[i], findings.task.name))
+        Case(
+            own.ids[i],
+            _label(own, i),
+            image,
+            _answers(own.classes, teacher[i], student[i], findings.task.name),
+        )
         for i, image in zip(order, images, strict=True)
     ]
 
@@ -75,7 +82,9 @@ def distance(teacher: Tensor, student: Tensor, task: str) -> Tensor:
 def _said(logits: Tensor, task: str) -> Tensor:
     """Probabilities, or values in standard deviations, `[N, K]`."""
     wide = logits.double()
-    return wide.softmax(dim=1) if task == "classification" else wide.sigmoid() if task == "multilabel" else wide
+    return (
+        wide.softmax(dim=1) if task == "classification" else wide.sigmoid() if task == "multilabel" else wide
+    )
 
 
 def _label(answers: Predictions, index: int) -> str:
@@ -84,7 +93,9 @@ def _label(answers: Predictions, index: int) -> str:
         return answers.classes[int(label)]
     if set(label.tolist()) <= {0.0, 1.0}:
         return ", ".join(answers.classes[k] for k in label.nonzero().flatten().tolist()) or "none"
-    return ", ".join(f"{name} {value:.2f}" for name, value in zip(answers.classes, label.tolist(), strict=True))
+    return ", ".join(
+        f"{name} {value:.2f}" for name, value in zip(answers.classes, label.tolist(), strict=True)
+    )
 
 
 def _answers(classes: Sequence[str], teacher: Tensor, student: Tensor, task: str) -> list[Answer]:

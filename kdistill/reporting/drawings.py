@@ -33,7 +33,6 @@ def draw(name: str, findings: Findings) -> list[Drawing]:
     ]
 
 
-
 # --- scores ---
 
 
@@ -54,9 +53,13 @@ def _scores(findings: Findings) -> Drawn:
     groups, metric = _ranked(findings), findings.metric
     if findings.kind not in ("sweep", "comparison") or len(groups) < 2:
         return
-    rows = [(group.label, [metric.scale * score for score in group.scores(metric)]) for group in groups[:GROUPS]]
+    rows = [
+        (group.label, [metric.scale * score for score in group.scores(metric)]) for group in groups[:GROUPS]
+    ]
     best = max(groups, key=lambda group: group.mean(metric))
-    title = f"{best.label} has the highest mean on the {findings.split} split, {metric.text(best.mean(metric))}"
+    title = (
+        f"{best.label} has the highest mean on the {findings.split} split, {metric.text(best.mean(metric))}"
+    )
     yield title, points.dots(rows, _teachers(findings), metric.label)
 
 
@@ -72,11 +75,15 @@ def _settings(findings: Findings) -> Drawn:
             if value is not None:
                 scores = [metric.scale * score for score in group.scores(metric)]
                 lines.setdefault(others or metric.name, []).append((value, scores))
-        lines = {name: sorted(line) for name, line in islice(lines.items(), len(points.COLOURS)) if len(line) > 1}
+        lines = {
+            name: sorted(line) for name, line in islice(lines.items(), len(points.COLOURS)) if len(line) > 1
+        }
         if lines:
             name, line = max(lines.items(), key=lambda item: max(np.mean(scores) for _, scores in item[1]))
             best = max(line, key=lambda pair: float(np.mean(pair[1])))[0]
-            title = f"{metric.name} over {key}: highest at {best:g}" + (f" for {name}" if len(lines) > 1 else "")
+            title = f"{metric.name} over {key}: highest at {best:g}" + (
+                f" for {name}" if len(lines) > 1 else ""
+            )
             yield title, points.settings(lines, key, metric.label)
 
 
@@ -122,7 +129,9 @@ def _amount(value: float, cost: str) -> str:
 def _curves(findings: Findings) -> Drawn:
     key, metric = f"validation_{findings.metric.key}", findings.metric
     lines = [_curve(group.label, group.models, key, metric.scale) for group in _ranked(findings)[:GROUPS]]
-    if (teacher := findings.teacher) is not None and teacher not in [m for g in findings.groups for m in g.models]:
+    if (teacher := findings.teacher) is not None and teacher not in [
+        m for g in findings.groups for m in g.models
+    ]:
         lines.append(_curve(teacher.title, [teacher], key, metric.scale, is_given=True))
     found = [line for line in lines if line is not None]
     if not found:
@@ -161,7 +170,9 @@ def _losses(findings: Findings) -> Drawn:
 
 
 def _reliability(findings: Findings) -> Drawn:
-    models = {m.title: c for m in (findings.teacher, findings.student) if m and (c := _confidence(m, findings))}
+    models = {
+        m.title: c for m in (findings.teacher, findings.student) if m and (c := _confidence(m, findings))
+    }
     if not models:
         return
     told = []
@@ -197,7 +208,9 @@ def _confused(findings: Findings, model: Model | None) -> Drawn:
     counts = findings.task.confusion(model.answers.logits, model.answers.labels).numpy()  # type: ignore[misc]
     classes, errors = model.answers.classes, counts - np.diag(np.diag(counts))
     row, column = np.unravel_index(errors.argmax(), errors.shape)
-    most = f"most often {label(classes[row])} is taken for {label(classes[column])}, {errors[row, column]} times"
+    most = (
+        f"most often {label(classes[row])} is taken for {label(classes[column])}, {errors[row, column]} times"
+    )
     title = f"{model.title}: {errors.sum()} of {counts.sum()} wrong" + (f"; {most}" if errors.any() else "")
     yield title, heat.confusion(counts, classes)
 
@@ -210,7 +223,9 @@ def _classes(findings: Findings) -> Drawn:
     assert findings.favourites is not None
     assert findings.rivals is not None
     scale, unit = _class_score(findings)
-    gain = {name: scale * (own[name] - theirs[name]) for name in own if not np.isnan(own[name] - theirs[name])}
+    gain = {
+        name: scale * (own[name] - theirs[name]) for name in own if not np.isnan(own[name] - theirs[name])
+    }
     order = sorted(gain, key=lambda name: -gain[name])
     shown = order if len(order) <= 2 * CLASSES else [*order[:CLASSES], *order[-CLASSES:]]
     won, lost = (sum(sign * value > 0 for value in gain.values()) for sign in (1, -1))

@@ -28,7 +28,8 @@ def newest(runs: Path) -> Path:
         file
         for mark in MARKS
         for file in runs.glob(f"*/*/{mark}")
-        if mark != "result.json" or (read_json(file).get("status") == "ok" and stage_of(file.parent) in STAGES)
+        if mark != "result.json"
+        or (read_json(file).get("status") == "ok" and stage_of(file.parent) in STAGES)
     ]
     if not found:
         raise MissingArtifact(
@@ -40,7 +41,9 @@ def newest(runs: Path) -> Path:
 def kind_of(folder: Path) -> Kind:
     """What a folder is; raises `ConfigError` for none, or another one, and `MissingArtifact` for one in progress."""
     if not folder.is_dir():
-        beside = [str(folder.with_name(p.name)) for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        beside = (
+            [str(folder.with_name(p.name)) for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        )
         raise ConfigError(f"{folder}: there is no such folder.{did_you_mean(str(folder), beside)}")
     for mark, kind in MARKS.items():
         if (folder / mark).is_file():
@@ -97,5 +100,7 @@ def complete(file: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, IndexError) as ex:
-        missing = f"it has no {ex.args[0]!r}" if isinstance(ex, KeyError) else "its content is not as expected"
+        missing = (
+            f"it has no {ex.args[0]!r}" if isinstance(ex, KeyError) else "its content is not as expected"
+        )
         raise DataError(f"{file} cannot be read: {missing}. Give the command that made it again") from ex

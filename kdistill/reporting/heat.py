@@ -97,4 +97,6 @@ def _heat(axes: Axes, pixels: np.ndarray, numbers: np.ndarray, classes: Sequence
     for row, column in np.ndindex(count, count):
         if (text := numbers[row, column]) not in ("", "0"):
             is_dark = pixels[row, column, 3] > 0.55
-            axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if is_dark else INK)
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=8.5, color="white" if is_dark else INK
+            )

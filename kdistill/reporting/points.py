@@ -57,14 +57,24 @@ def costs(points: Sequence[Point], teacher: Point | None, cost: str, score: str)
     axes.plot(x, y, "o", color=BLUE, markersize=7, markeredgecolor=PAPER, markeredgewidth=0.8)
     if teacher is not None:
         axes.axhline(teacher.y, color=INK, linestyle="--", linewidth=1)
-        axes.plot([teacher.x], [teacher.y], "*", color=INK, markersize=14, markeredgecolor=PAPER, markeredgewidth=0.8)
+        axes.plot(
+            [teacher.x],
+            [teacher.y],
+            "*",
+            color=INK,
+            markersize=14,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.8,
+        )
         _name(axes, teacher, INK)
     for best in {p.x: p for p in sorted(points, key=lambda p: p.y)}.values():
         _name(axes, best, BLUE)
     axes.set_xscale("log")
     everything = [*x, *([teacher.x] if teacher else [])]
     axes.set_xlim(min(everything) / 2, max(everything) * 2)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(everything) < 50 * min(everything) else (1,)))
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if max(everything) < 50 * min(everything) else (1,))
+    )
     axes.xaxis.set_major_formatter(compact)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.15)
@@ -109,7 +119,15 @@ def differences(rows: Sequence[Difference], unit: str) -> Figure:
         colour = colours.get(row.verdict, MUTED)
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
         axes.plot([row.value], [place], "o", color=colour, markersize=8, markeredgecolor=PAPER)
-        axes.text(1.02, place, row.verdict, color=colour, transform=axes.get_yaxis_transform(), va="center", fontsize=10)
+        axes.text(
+            1.02,
+            place,
+            row.verdict,
+            color=colour,
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=10,
+        )
     axes.axvline(0, color=INK, linewidth=1)
     axes.margins(x=0.12)
     _rows(axes, [row.name for row in rows])
@@ -147,7 +165,9 @@ def settings(lines: Mapping[str, Sequence[tuple[float, Sequence[float]]]], key: 
         means = [statistics.fmean(scores) for _, scores in line]
         axes.plot(x, means, "-", color=colour)
         for value, scores in line:
-            axes.plot([value] * len(scores), scores, "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
+            axes.plot(
+                [value] * len(scores), scores, "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0
+            )
         ends.append((means[-1], name, colour))
     everything = sorted({value for line in lines.values() for value, _ in line})
     if everything[0] > 0 and everything[-1] > 20 * everything[0]:
@@ -201,7 +221,9 @@ def values(true: np.ndarray, said: Mapping[str, np.ndarray], name: str) -> Figur
     low, high = float(np.min(true)), float(np.max(true))
     axes.axline((low, low), (high, high), color=MUTED, linewidth=1)
     for colour, (model, answers) in zip((INK, BLUE), said.items(), strict=False):
-        axes.plot(true, answers, "o", color=colour, markersize=4, alpha=0.5, markeredgewidth=0, label=label(model))
+        axes.plot(
+            true, answers, "o", color=colour, markersize=4, alpha=0.5, markeredgewidth=0, label=label(model)
+        )
     axes.set(xlabel=f"true {label(name)}", ylabel="what the models say")
     axes.legend(frameon=False, fontsize=10)
     return figure

@@ -70,7 +70,9 @@ def read_job(folder: Path) -> Job:
     """
     about, stage = read_json(folder / "result.json"), stage_of(folder)
     if about.get("status") != "ok":
-        raise ConfigError(f"{folder}: the run {about.get('status')}: {about.get('error') or 'it was stopped'}")
+        raise ConfigError(
+            f"{folder}: the run {about.get('status')}: {about.get('error') or 'it was stopped'}"
+        )
     if stage not in STAGES:
         raise ConfigError(
             f"{folder} is a run of `kdistill {stage}`, of which there is nothing to show. Expected one of"
@@ -80,7 +82,9 @@ def read_job(folder: Path) -> Job:
         made = {name: _parts(written, runs_of(folder)) for name, written in about["artifacts"].items()}
         again = shlex.join(["kdistill", stage, *about["overrides"]])
         if gone := [part for parts in made.values() for part in parts if not part.exists()]:
-            raise MissingArtifact(f"{gone[0]}, which the run {folder} made, is gone. Make it again with:\n  {again}")
+            raise MissingArtifact(
+                f"{gone[0]}, which the run {folder} made, is gone. Make it again with:\n  {again}"
+            )
         file = _evaluation(made, runs_of(folder))
         if file is not None:
             return judged_job(folder, about, file)
@@ -140,7 +144,9 @@ def _evaluation(made: Mapping[str, Sequence[Path]], runs: Path) -> Path | None:
         return beside
     # of a model that the user brought, it lies beside its predictions
     files = [*(runs / "artifacts" / "predictions").glob("*.evaluation.json")]
-    own = (file for file in files if list(read_json(file)["models"].values())[-1]["artifact"].endswith(last.name))
+    own = (
+        file for file in files if list(read_json(file)["models"].values())[-1]["artifact"].endswith(last.name)
+    )
     return next(own, None)
 
 
@@ -151,7 +157,11 @@ def run_findings(folder: Path) -> Findings:
     """What there is to tell of a run; raises what `read_job` does."""
     job = read_job(folder)
     student, teacher = job.student, job.teacher
-    notes = [] if job.split == "test" else [f"Not judged on the test split yet: scores are of the {job.split} split."]
+    notes = (
+        []
+        if job.split == "test"
+        else [f"Not judged on the test split yet: scores are of the {job.split} split."]
+    )
     return Findings(
         kind="run",
         folder=folder.name,
@@ -178,7 +188,9 @@ def verdict(job: Job) -> str:
     metric, student, teacher = job.metric, job.student, job.teacher
     where = "" if job.split == "test" else f" on the {job.split} split"
     if student is None or teacher is None:
-        return f"The {job.shown.title} reaches {metric.text(job.shown.values[metric.key])} {metric.name}{where}."
+        return (
+            f"The {job.shown.title} reaches {metric.text(job.shown.values[metric.key])} {metric.name}{where}."
+        )
     own, theirs = student.values[metric.key], teacher.values[metric.key]
     size = _share_of_size(student, teacher)
     if own >= theirs:
@@ -224,5 +236,3 @@ def scores_table(task: Task, models: Sequence[Model], title: str) -> Table:
         for model in models
     ]
     return Table(title, ["", *(c.heading for c in columns), *(c.heading for c in costs)], rows)
-
-

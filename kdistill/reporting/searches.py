@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
 from kdistill.reporting import curves, points
 from kdistill.reporting.findings import Findings, Metric
 from kdistill.reporting.studies import finished

@@ -56,7 +56,10 @@ def _knowledge(findings: Findings) -> Drawn:
     other = mean - np.diag(np.diag(mean))
     row, column = np.unravel_index(other.argmax(), other.shape)
     pair = f"on images of {label(answers.classes[row])} it thinks of {label(answers.classes[column])}"
-    yield f"At T = {T:g}, {pair} most, {100 * other[row, column]:.1f} %", heat.knowledge(mean, answers.classes)
+    yield (
+        f"At T = {T:g}, {pair} most, {100 * other[row, column]:.1f} %",
+        heat.knowledge(mean, answers.classes),
+    )
 
 
 def _entropy(findings: Findings) -> Drawn:

@@ -102,7 +102,13 @@ def _counts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _table(about: Mapping[str, Any], task: Any) -> Table:
     metrics, best = [Metric.of(task, key) for key in about["metrics"]], ranked(about)
-    columns = ["trial", *(f"validation {metric.label}" for metric in metrics), *about["search"], "epochs", "seconds"]
+    columns = [
+        "trial",
+        *(f"validation {metric.label}" for metric in metrics),
+        *about["search"],
+        "epochs",
+        "seconds",
+    ]
     rows = [_row(trial, metrics, about["search"]) for trial in best[:SHOWN]]
     note = f"the best {SHOWN} of {len(best)} finished trials" if len(best) > SHOWN else ""
     return Table("Finished trials, the best first", columns, rows, note)

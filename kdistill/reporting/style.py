@@ -145,16 +145,22 @@ def _variable(colour: str) -> str:
 @styled
 def save(drawing: Drawing, path: Path) -> None:
     """Write the drawing under its title, as PNG or SVG by the file's name."""
-    drawing.figure.suptitle(textwrap.fill(drawing.title, 64), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    drawing.figure.suptitle(
+        textwrap.fill(drawing.title, 64), x=0.01, ha="left", fontsize=11, fontweight="bold"
+    )
     write_bytes(path, _rendered(drawing.figure, path.suffix.removeprefix(".")))
 
 
 @styled
 def _rendered(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
-    nothing = {key: None for key in ("Date", "Creator", "Format", "Type")} if form == "svg" else {"Software": None}
+    nothing = (
+        dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else {"Software": None}
+    )
     with warnings.catch_warnings():
         # a browser has fonts for what matplotlib's has no glyph for
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(buffer, format=form, dpi=200, facecolor=PAPER if form == "png" else "none", metadata=nothing)
+        figure.savefig(
+            buffer, format=form, dpi=200, facecolor=PAPER if form == "png" else "none", metadata=nothing
+        )
     return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,11 @@ def _tables(places: Sequence[Path], swept: Sequence[str], leader: Job) -> list[T
 def _row(place: Path, swept: Sequence[str]) -> dict[str, Any]:
     about = read_json(place / "result.json")
     values = _values(about.get("overrides", []))
-    status = about.get("status", "") if about.get("status") == "ok" else f"{about.get('status')}: {about.get('error')}"
+    status = (
+        about.get("status", "")
+        if about.get("status") == "ok"
+        else f"{about.get('status')}: {about.get('error')}"
+    )
     chosen = {key: values.get(key, "") for key in swept}
     return {"job": about.get("job"), **chosen, **about.get("row", {}), "status": status}
 
