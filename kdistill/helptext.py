@@ -152,7 +152,7 @@ kdistill report [FOLDER] [out=FILE.html] [runs=DIR]: {TOOLS["report"]}
   kdistill report runs/run/DATE out=page.html
 
 The page is one file: no network, no scripts, light and dark, for screen and paper. It becomes FOLDER/report.html unless
-`out` names another. Nothing is trained: what the run stored is read, and test images if the data set is still there.""",
+`out` names another. Nothing is trained: what is stored is read, and test images if the data set is still there.""",
     "plot": f"""\
 kdistill plot [FIGURE [FOLDER]] [out=FILE.png|FILE.svg] [runs=DIR]: {TOOLS["plot"]}
 

@@ -30,7 +30,7 @@ def report(plan: Plan) -> int:
     columns = [*dict.fromkeys(key for row in rows for key in row if key != "status"), "status"]
     table = Table("", columns, [[row.get(column, "") for column in columns] for row in rows])
     show_table(Table("", columns, [[_short(value) for value in row] for row in table.rows]))
-    over_seeds = averages(rows, plan.swept)
+    over_seeds = _over_seeds(rows, plan.swept)
     if over_seeds:
         show_table(over_seeds)
     path = plan.folder / "sweep.csv"
@@ -71,7 +71,7 @@ def _row(number: int, result: Mapping[str, Any] | None, plan: Plan) -> dict[str,
     return row | result.get("row", {}) | {"status": status}
 
 
-def averages(rows: list[dict[str, Any]], swept: list[str]) -> Table | None:
+def _over_seeds(rows: list[dict[str, Any]], swept: list[str]) -> Table | None:
     """Mean and sample standard deviation over the swept seeds, for each combination of the other settings."""
     seeds = [key for key in swept if key.endswith("seed")]
     others = [key for key in swept if key not in seeds]

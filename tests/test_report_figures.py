@@ -127,7 +127,7 @@ def test_a_figure_is_the_same_each_time() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda n: points.bars({n: 1.0, "b": -1.0}, n),
+        lambda n: points.bars({n: 1.0, "b": -1.0}, "points"),
         lambda n: points.dots([(n, [1.0, 2.0])], 3.0, "top-1 %"),
         lambda n: points.costs([points.Point(n, 10, 1)], None, "parameters", "top-1 %"),
         lambda n: points.settings({n: [(1, [1.0]), (2, [2.0])]}, n, "top-1 %"),
@@ -155,7 +155,8 @@ def test_files_have_a_title(tmp_path: Path) -> None:
     save(drawing(figure), tmp_path / "a.png")
 
     assert "What is seen" in (tmp_path / "a.svg").read_text()
-    assert Image.open(tmp_path / "a.png").width == 1040
+    with Image.open(tmp_path / "a.png") as written:
+        assert written.width == 1160
 
 
 # --- of findings ---

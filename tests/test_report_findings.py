@@ -91,12 +91,18 @@ def test_a_sweep_is_chosen_by_validation(digits_sweep: Path) -> None:
     means = {T: sum(r["objective"] for r in results if f"loss.T={T}" in r["overrides"]) / 2 for T in (2, 4)}
     best = max(means, key=lambda T: means[T])
 
-    assert [group.label for group in found.groups] == ["loss.T=2", "loss.T=4"]
+    assert [group.label for group in found.groups] == ["T=2", "T=4"]
     assert [len(group.models) for group in found.groups] == [2, 2]
-    assert found.verdict[0].startswith(f"Of 2 settings, loss.T={best} is best on validation: ")
+    assert found.verdict[0].startswith(f"Of 2 settings, T={best} is best on validation: ")
     assert "mean of 2 seeds; the teacher reaches" in found.verdict[0]
     assert found.title == "Sweep of loss.T, student.seed"
-    assert [table.title[:9] for table in found.tables[:2]] == ["mean +- s", "Every job"]
+    settings, every, _ = found.tables
+    assert settings.title == (
+        "Settings, the best on validation first, mean ± standard deviation over student.seed"
+    )
+    assert str(settings.rows[0][0]) == str(best)
+    assert every.columns[:4] == ["job", "loss.T", "student.seed", "validation top-1 %"]
+    assert [row[-1] for row in every.rows] == ["ok"] * 4
     assert found.repeat.commands[0].startswith("kdistill run -m teacher=mlp")
     assert "loss.T=2,4" in found.repeat.commands[0]
     assert found.student is not None
@@ -116,7 +122,7 @@ def test_a_sweep_goes_on_without_what_is_gone(digits_sweep: Path, tmp_path: Path
 
     assert found.facts[0] == ("jobs", "3 of 4")
     (note,) = found.notes
-    said = f"{place / gone[0]}, which the run {sweep / '0'} made, is gone. Make it again with: kdistill run teacher=mlp "
+    said = f"{place / gone[0]}, which the run {sweep / '0'} made, is gone. Make it again with: kdistill run "
     assert note.startswith(said)
     for folder in gone[1:]:
         shutil.rmtree(place / folder)
@@ -171,7 +177,7 @@ def test_a_comparison_is_told(tmp_path: Path) -> None:
     assert found.rivals is found.groups[0]
     assert found.favourites is found.groups[1]
     assert ("seeds", "2") in found.facts
-    assert found.tables[0].rows[0][:4] == ["kd", "", 2, "81.70 +- 1.00"]
+    assert found.tables[0].rows[0][:4] == ["kd", "", 2, "81.70 ± 1.00"]
     assert found.tables[0].rows[0][4:7] == ["+1.2 [+0.8, +1.6]", "BEATS", "40 %"]
     assert found.notes == []
 
@@ -259,7 +265,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
     (empty / "notes.txt").write_text("")
     no_folder = "this is no folder of a run, a sweep, a comparison or a study"
     assert _refused(ConfigError, empty) == f"{empty}: {no_folder}. {expected}"
-    with pytest.raises(MissingArtifact, match="there is nothing finished in .*empty to report"):
+    with pytest.raises(MissingArtifact, match=r"there is nothing finished in .*empty to report"):
         newest(empty)
 
 

@@ -154,7 +154,7 @@ def _row(name: str, values: Mapping[str, Any], metric: Metric) -> list[object]:
         name,
         " ".join(values["words"]),
         len(values["scores"]),
-        f"{metric.number(values['mean'])} +- {metric.number(values['std'])}",
+        f"{metric.number(values['mean'])} ± {metric.number(values['std'])}",
         difference,
         values.get("verdict", "control"),
         "" if closed is None else f"{100 * closed:.0f} %",

@@ -13,6 +13,8 @@ from kdistill.reporting.style import BLUE, COLOURS, INK, MUTED, PAPER, canvas, l
 
 #: lines in colour; the others are drawn in grey, without a name
 NAMED = 5
+#: share of all scores that may lie below the figure: those of the first epochs, which are far from the others
+BEGINNING = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class Curve:
 
 @styled
 def learning(curves: Sequence[Curve], score: str, finetuned_after: int | None = None) -> Figure:
-    """Mean of a score over the seeds after each epoch, and the range of the seeds; the first curves have names."""
+    """Mean of a score over the seeds after each epoch, and the range of the seeds; the first curves have names.
+
+    `finetuned_after`: the epoch after which fine-tuning begins.
+    """
     figure, axes = canvas()
     ends, colours = [], iter(COLOURS)
     named = [curve for curve in curves if not curve.is_given][:NAMED]
@@ -49,6 +54,8 @@ def learning(curves: Sequence[Curve], score: str, finetuned_after: int | None = 
             ends.append((mean[-1], curve.name, colour))
     if finetuned_after is not None:
         axes.axvline(finetuned_after + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
+    everything = np.concatenate([run for curve in curves for run in curve.runs])
+    axes.set_ylim(bottom=np.quantile(everything, BEGINNING))
     axes.set(xlabel="epoch", ylabel=score)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     label_ends(axes, ends)

@@ -20,6 +20,8 @@ from kdistill.reporting.findings import Findings
 
 #: images that are shown, answers to each, and pixels of an image's longer side
 IMAGES, ANSWERS, PIXELS = 12, 4, 128
+#: probabilities below it are not shown
+LEAST = 0.005
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,15 @@ def _label(answers: Predictions, index: int) -> str:
 
 def _answers(classes: Sequence[str], teacher: Tensor, student: Tensor, task: str) -> list[Answer]:
     weight = (teacher - student).abs() if task == "multilabel" else torch.maximum(teacher, student)
-    found = []
-    for k in weight.topk(min(ANSWERS, len(classes))).indices.tolist():
-        pair = teacher[k].item(), student[k].item()
-        if task == "regression":
-            found.append(Answer(classes[k], *(f"{value:.2f}" for value in pair), None))
-        else:
-            shares = 100 * pair[0], 100 * pair[1]
-            found.append(Answer(classes[k], *(f"{share:.0f} %" for share in shares), shares))
-    return found
+    largest = weight.topk(min(ANSWERS, len(classes))).indices.tolist()
+    pairs = [(classes[k], teacher[k].item(), student[k].item()) for k in largest]
+    if task == "regression":
+        return [Answer(name, f"{theirs:.2f}", f"{own:.2f}", None) for name, theirs, own in pairs]
+    return [
+        Answer(name, f"{100 * theirs:.0f} %", f"{100 * own:.0f} %", (100 * theirs, 100 * own))
+        for name, theirs, own in pairs
+        if max(theirs, own) >= LEAST
+    ]
 
 
 # --- images ---
@@ -124,7 +126,7 @@ def _images(findings: Findings, ids: Sequence[str]) -> list[str] | None:
         if not set(ids) <= places.keys():
             raise DataError("the data set is another one than the models were judged on")
         wanted = torch.tensor([places[name] for name in ids])
-        found = {}
+        found: dict[int, Tensor] = {}
         for batch in split.batches(wanted, len(wanted)):
             found |= dict(zip(batch.indices.tolist(), batch.images, strict=True))
         return [_address(found[place]) for place in wanted.tolist()]

@@ -41,7 +41,7 @@ def _differences(findings: Findings) -> Drawn:
         return
     scale = findings.metric.scale
     rows = [
-        points.Difference(name, *(scale * v[key] for key in ("difference", "low", "high")), v["verdict"])
+        points.Difference(name, scale * v["difference"], scale * v["low"], scale * v["high"], v["verdict"])
         for name, v in findings.about["variants"].items()
     ]
     shown = sum(row.verdict != "NO DIFFERENCE" for row in rows)
@@ -53,6 +53,8 @@ def _scores(findings: Findings) -> Drawn:
     groups, metric = _ranked(findings), findings.metric
     if findings.kind not in ("sweep", "comparison") or len(groups) < 2:
         return
+    if findings.kind == "sweep":
+        groups.sort(key=lambda group: -group.mean(metric))
     rows = [
         (group.label, [metric.scale * score for score in group.scores(metric)]) for group in groups[:GROUPS]
     ]
@@ -60,6 +62,8 @@ def _scores(findings: Findings) -> Drawn:
     title = (
         f"{best.label} has the highest mean on the {findings.split} split, {metric.text(best.mean(metric))}"
     )
+    if findings.kind == "sweep" and findings.favourites and best is not findings.favourites:
+        title += f"; best on validation is {findings.favourites.label}"
     yield title, points.dots(rows, _teachers(findings), metric.label)
 
 
@@ -73,8 +77,8 @@ def _settings(findings: Findings) -> Drawn:
             value = _number(group.settings[key])
             others = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in group.settings.items() if k != key)
             if value is not None:
-                scores = [metric.scale * score for score in group.scores(metric)]
-                lines.setdefault(others or metric.name, []).append((value, scores))
+                found = [metric.scale * score for score in group.scores(metric)]
+                lines.setdefault(others or metric.name, []).append((value, found))
         lines = {
             name: sorted(line) for name, line in islice(lines.items(), len(points.COLOURS)) if len(line) > 1
         }
@@ -163,7 +167,7 @@ def _losses(findings: Findings) -> Drawn:
     terms = {name: [row[name] for row in rows] for name in names[names.index("loss") + 1 : first]}
     if terms:
         ends = ", ".join(f"{name} {values[-1]:.3g}" for name, values in terms.items())
-        yield f"{findings.student.title}, at the end: {ends}", curves.losses(terms)
+        yield f"What {findings.student.title} was trained on, at the end: {ends}", curves.losses(terms)
 
 
 # --- classes ---
@@ -178,10 +182,8 @@ def _reliability(findings: Findings) -> Drawn:
     told = []
     for model in (findings.student, findings.teacher):
         if model is not None and "ece" in model.values:
-            scaled, T = model.values.get("ece_scaled"), model.values.get("temperature")
-            after = f" ({100 * scaled:.1f} % with logits / {T:.2g})" if scaled is not None and T else ""
-            told.append(f"{model.title} is off by {100 * model.values['ece']:.1f} % on average{after}")
-    yield "; ".join(told) or "Confidence and how often it is right", heat.reliability(models)
+            told.append(f"{model.title} is off by {100 * model.values['ece']:.1f} %")
+    yield f"On average, {', '.join(told)}" if told else "Confidence and outcome", heat.reliability(models)
 
 
 def _confidence(model: Model, findings: Findings) -> tuple[np.ndarray, np.ndarray] | None:
@@ -208,10 +210,8 @@ def _confused(findings: Findings, model: Model | None) -> Drawn:
     counts = findings.task.confusion(model.answers.logits, model.answers.labels).numpy()  # type: ignore[misc]
     classes, errors = model.answers.classes, counts - np.diag(np.diag(counts))
     row, column = np.unravel_index(errors.argmax(), errors.shape)
-    most = (
-        f"most often {label(classes[row])} is taken for {label(classes[column])}, {errors[row, column]} times"
-    )
-    title = f"{model.title}: {errors.sum()} of {counts.sum()} wrong" + (f"; {most}" if errors.any() else "")
+    most = f"most often {label(classes[row])} is taken for {label(classes[column])}, {_times(errors[row, column])}"
+    title = f"{model.title}: {errors.sum()} of {counts.sum()} wrong{f'; {most}' if errors.any() else ''}"
     yield title, heat.confusion(counts, classes)
 
 
@@ -229,8 +229,13 @@ def _classes(findings: Findings) -> Drawn:
     order = sorted(gain, key=lambda name: -gain[name])
     shown = order if len(order) <= 2 * CLASSES else [*order[:CLASSES], *order[-CLASSES:]]
     won, lost = (sum(sign * value > 0 for value in gain.values()) for sign in (1, -1))
-    title = f"Against {findings.rivals.label}, {findings.favourites.label} wins {won} of {len(gain)} and loses {lost}"
+    sides = f"Against {findings.rivals.label}, {findings.favourites.label}"
+    title = f"{sides} wins {won} of {len(gain)} classes and loses {lost}"
     yield title, points.bars({name: gain[name] for name in shown}, unit)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _class_score(findings: Findings) -> tuple[int, str]:

@@ -118,11 +118,8 @@ class Group:
         """A model with the mean of each score; what it costs is the first one's."""
         first = self.models[0].values
         known = {key: [model.values.get(key) for model in self.models] for key in first}
-        means = {
-            key: statistics.fmean(values)
-            for key, values in known.items()
-            if all(isinstance(value, float) for value in values)
-        }
+        floats = {key: [v for v in values if isinstance(v, float)] for key, values in known.items()}
+        means = {key: statistics.fmean(v) for key, v in floats.items() if len(v) == len(self.models)}
         return Model(self.label, {**first, **means})
 
 
@@ -172,7 +169,7 @@ class Findings:
         """The config in detail; empty where it is not known."""
         from omegaconf import OmegaConf
 
-        content = OmegaConf.to_container(OmegaConf.create(self.repeat.config or "{}"), resolve=True)
+        content: Any = OmegaConf.to_container(OmegaConf.create(self.repeat.config or "{}"), resolve=True)
         return content if isinstance(content, dict) else {}
 
 

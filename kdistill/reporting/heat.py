@@ -13,7 +13,8 @@ from kdistill.reporting.style import BLUE, INK, MUTED, ORANGE, canvas, label, sh
 
 #: up to so many classes each cell has its number; more than so many are not shown
 NUMBERED, SHOWN = 12, 24
-BINS = 10
+#: bins of confidence, and the samples that make one worth a point
+BINS, ENOUGH = 10, 5
 
 
 @styled
@@ -21,15 +22,15 @@ def reliability(models: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """How often models are right where they are so sure; below, how often the last one is so sure.
 
     `models`, at least one: name -> confidence `[M]` in [0, 1] and outcome `[M]`, 1 where it came true. Bins are
-    (low, high].
+    (low, high]; those with fewer than five samples have no point.
     """
-    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    figure = Figure(figsize=(5.8, 4.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
     for colour, (name, (confidence, outcome)) in zip((INK, BLUE, ORANGE), models.items(), strict=False):
         places = np.clip(np.ceil(confidence * BINS).astype(int), 1, BINS) - 1
         counts = np.bincount(places, minlength=BINS)
-        there = counts > 0
+        there = counts >= min(ENOUGH, counts.max())
         sure = np.bincount(places, confidence, BINS)[there] / counts[there]
         right = np.bincount(places, outcome, BINS)[there] / counts[there]
         axes.plot(sure, right, "o-", color=colour, markersize=5, label=label(name))
@@ -55,7 +56,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     hits = np.diag_indices(len(shown))
     pixels[hits] = shades(0.15 + 0.7 * share[hits], BLUE)
     figure, axes = canvas(5.0, 4.6)
-    _heat(axes, pixels, counts.astype(str), [classes[k] for k in shown])
+    _heat(axes, pixels, [[f"{n}" if n else "" for n in row] for row in counts], [classes[k] for k in shown])
     axes.set(xlabel="the model says", ylabel="the label says")
     return figure
 
@@ -69,7 +70,7 @@ def knowledge(mean: np.ndarray, classes: Sequence[str]) -> Figure:
     other = mean - np.diag(np.diag(mean))
     shown = chosen(other)
     other = other[np.ix_(shown, shown)]
-    numbers = np.array([[f"{100 * p:.1f}" if p >= 0.0005 else "" for p in row] for row in other])
+    numbers = [[f"{100 * p:.1f}" if p >= 0.0005 else "" for p in row] for row in other]
     figure, axes = canvas(5.0, 4.6)
     _heat(axes, shades(other / max(other.max(), 1e-12), BLUE), numbers, [classes[k] for k in shown])
     axes.set(xlabel="the teacher thinks of, %", ylabel="the label says")
@@ -84,7 +85,7 @@ def chosen(strength: np.ndarray) -> np.ndarray:
     return np.sort(np.argsort(-total, kind="stable")[:SHOWN])
 
 
-def _heat(axes: Axes, pixels: np.ndarray, numbers: np.ndarray, classes: Sequence[str]) -> None:
+def _heat(axes: Axes, pixels: np.ndarray, numbers: Sequence[Sequence[str]], classes: Sequence[str]) -> None:
     count = len(classes)
     axes.imshow(pixels, interpolation="none", aspect="equal")
     axes.grid(visible=False)
@@ -95,8 +96,5 @@ def _heat(axes: Axes, pixels: np.ndarray, numbers: np.ndarray, classes: Sequence
     if count > NUMBERED:
         return
     for row, column in np.ndindex(count, count):
-        if (text := numbers[row, column]) not in ("", "0"):
-            is_dark = pixels[row, column, 3] > 0.55
-            axes.text(
-                column, row, text, ha="center", va="center", fontsize=8.5, color="white" if is_dark else INK
-            )
+        colour = "white" if pixels[row, column, 3] > 0.55 else INK
+        axes.text(column, row, numbers[row][column], ha="center", va="center", fontsize=9, color=colour)

@@ -18,7 +18,7 @@ from kdistill.reporting.findings import Findings
 from kdistill.reporting.style import Drawing, inline
 
 TEMPLATES = Path(__file__).parent / "templates"
-NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?( \+- [\d.,]+)?( \[.*\])?( %)?|-|")
+NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?( ± [\d.,]+)?( \[.*\])?( %)?|-|")
 
 
 @dataclass(frozen=True)

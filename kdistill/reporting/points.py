@@ -50,11 +50,18 @@ class Difference:
 
 @styled
 def costs(points: Sequence[Point], teacher: Point | None, cost: str, score: str) -> Figure:
-    """A score against a cost, which has a logarithmic axis; the teacher is a star. The best of each cost is named."""
+    """A score against a cost, on a logarithmic axis; the teacher is a star. The best that have room are named."""
     figure, axes = canvas()
     y, x = [p.y for p in points], [p.x for p in points]
     axes.errorbar(x, y, yerr=[p.spread for p in points], fmt="none", ecolor=BLUE, elinewidth=1, alpha=0.5)
     axes.plot(x, y, "o", color=BLUE, markersize=7, markeredgecolor=PAPER, markeredgewidth=0.8)
+    everything = [*points, *([teacher] if teacher else [])]
+    low, high = min(p.x for p in everything) / 2, max(p.x for p in everything) * 2
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axes.xaxis.set_major_formatter(compact)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     if teacher is not None:
         axes.axhline(teacher.y, color=INK, linestyle="--", linewidth=1)
         axes.plot(
@@ -66,30 +73,35 @@ def costs(points: Sequence[Point], teacher: Point | None, cost: str, score: str)
             markeredgecolor=PAPER,
             markeredgewidth=0.8,
         )
-        _name(axes, teacher, INK)
-    for best in {p.x: p for p in sorted(points, key=lambda p: p.y)}.values():
-        _name(axes, best, BLUE)
-    axes.set_xscale("log")
-    everything = [*x, *([teacher.x] if teacher else [])]
-    axes.set_xlim(min(everything) / 2, max(everything) * 2)
-    axes.xaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if max(everything) < 50 * min(everything) else (1,))
-    )
-    axes.xaxis.set_major_formatter(compact)
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.15)
+    for point in _apart(axes, everything):
+        _name(axes, point, INK if point is teacher else BLUE)
     axes.set(xlabel=cost, ylabel=score)
     return figure
 
 
+def _apart(axes: Axes, points: Sequence[Point]) -> list[Point]:
+    """The points that have room for a name, the best first."""
+    axes.autoscale_view(scalex=False)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    named: list[tuple[Point, np.ndarray]] = []
+    for point in sorted(points, key=lambda p: -p.y):
+        place = to_axes.transform((point.x, point.y))
+        if all(abs(place[0] - x) > 0.4 or abs(place[1] - y) > 0.08 for _, (x, y) in named):
+            named.append((point, place))
+    return [point for point, _ in named]
+
+
 def _name(axes: Axes, point: Point, colour: str) -> None:
+    low, high = np.log(axes.get_xlim())
+    is_left = np.log(point.x) < low + 0.55 * (high - low)
     axes.annotate(
-        label(point.name, 22),
+        label(point.name),
         (point.x, point.y),
-        xytext=(0, -11),
+        xytext=(8 if is_left else -8, 0),
         textcoords="offset points",
-        ha="center",
-        va="top",
+        ha="left" if is_left else "right",
+        va="center" if is_left else "bottom",
         color=colour,
         fontsize=10,
     )

@@ -55,7 +55,9 @@ def _knowledge(findings: Findings) -> Drawn:
     mean = mean_probabilities(answers, T).numpy()
     other = mean - np.diag(np.diag(mean))
     row, column = np.unravel_index(other.argmax(), other.shape)
-    pair = f"on images of {label(answers.classes[row])} it thinks of {label(answers.classes[column])}"
+    pair = (
+        f"on images of {label(answers.classes[row])} the teacher thinks of {label(answers.classes[column])}"
+    )
     yield (
         f"At T = {T:g}, {pair} most, {100 * other[row, column]:.1f} %",
         heat.knowledge(mean, answers.classes),

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -33,7 +34,7 @@ VARIABLES = {
     PAPER: "--paper",
     **{colour: f"--c{number}" for number, colour in enumerate(COLOURS)},
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called $5$
@@ -80,7 +81,7 @@ class Svg:
     body: str
 
 
-def canvas(width: float = 5.2, height: float = 3.3) -> tuple[Figure, Axes]:
+def canvas(width: float = 5.8, height: float = 3.5) -> tuple[Figure, Axes]:
     """A figure of so many inches. Small: on a telephone, it is shown at its own size."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
@@ -115,10 +116,13 @@ def shades(share: np.ndarray, colour: str) -> np.ndarray:
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Write each line's name beside its end: (y, name, colour). Names that would meet move apart."""
     axes.autoscale_view()
-    gap, place = 0.075, -1.0
-    for y, name, colour in sorted(ends):
-        _, height = axes.transAxes.inverted().transform(axes.transData.transform((1, y)))
-        place = max(height, place + gap)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places, gap = [float(to_axes.transform((1, y))[1]) for y, _, _ in sorted(ends)], 0.075
+    for lower in range(len(places) - 1):
+        places[lower + 1] = max(places[lower + 1], places[lower] + gap)
+    for upper in reversed(range(len(places))):
+        places[upper] = min(places[upper], places[upper + 1] - gap if upper + 1 < len(places) else 1.0)
+    for place, (_, name, colour) in zip(places, sorted(ends), strict=True):
         axes.text(1.02, place, label(name), color=colour, transform=axes.transAxes, va="center", fontsize=10)
 
 
@@ -154,9 +158,7 @@ def save(drawing: Drawing, path: Path) -> None:
 @styled
 def _rendered(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
-    nothing = (
-        dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else {"Software": None}
-    )
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type")) if form == "svg" else {"Software": None}
     with warnings.catch_warnings():
         # a browser has fonts for what matplotlib's has no glyph for
         warnings.filterwarnings("ignore", message="Glyph .* missing")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kdistill.errors import KdistillError, MissingArtifact
 from kdistill.records import Table
 from kdistill.reporting.findings import Findings, Group, Metric, Model, Repeat
 from kdistill.reporting.folders import read_json, stage_of
 from kdistill.reporting.runs import Job, facts, read_job, scores_table
-from kdistill.sweeps import averages
+from kdistill.tasks import Column
 
-#: longest text in a cell
-CELL = 60
+#: scores in tables, beside what results are known by; longest text in a cell
+SCORES, CELL = ("nll", "ece", "agreement", "distance"), 60
 
 
 def sweep_findings(folder: Path) -> Findings:
@@ -50,7 +49,7 @@ def sweep_findings(folder: Path) -> Findings:
         split=split,
         verdict=[_verdict(students[best], len(groups), metric, split, teacher)],
         facts=[("jobs", f"{len(jobs)} of {len(places)}"), *facts(metric, students[best].average, teacher)],
-        tables=_tables(places, swept, leader),
+        tables=_tables(places, swept, groups, leader),
         groups=list(students.values()),
         teacher=teacher,
         student=student,
@@ -71,12 +70,26 @@ def swept_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 def grouped(jobs: Sequence[Job], swept: Sequence[str]) -> dict[str, list[Job]]:
     """Jobs that differ in seeds alone, under a label of the settings that they share."""
+    short = short_names([key for key in swept if not key.endswith("seed")])
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        settings = _settings(job, swept)
-        label = ", ".join(f"{key.removeprefix('student.')}={value}" for key, value in settings.items())
+        label = ", ".join(f"{short[key]}{value}" for key, value in _settings(job, swept).items())
         groups.setdefault(label or job.shown.title, []).append(job)
     return groups
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """What stands before a setting's value in a label: nothing of an option, `T=` of `loss.T`, if that is the only one.
+
+    >>> short_names(["student", "loss.T", "student.epochs", "finetune.epochs"])
+    {'student': '', 'loss.T': 'T=', 'student.epochs': 'student.epochs=', 'finetune.epochs': 'finetune.epochs='}
+    """
+    last = [key.rpartition(".")[2] for key in keys]
+    options = [key for key in keys if "." not in key]
+    return {
+        key: "" if options == [key] else f"{end if last.count(end) == 1 else key}="
+        for key, end in zip(keys, last, strict=True)
+    }
 
 
 def _settings(job: Job, swept: Sequence[str]) -> dict[str, str]:
@@ -108,32 +121,60 @@ def _verdict(best: Group, count: int, metric: Metric, split: str, teacher: Model
 # --- tables ---
 
 
-def _tables(places: Sequence[Path], swept: Sequence[str], leader: Job) -> list[Table]:
-    rows = [_row(place, swept) for place in places]
-    columns = [*dict.fromkeys(key for row in rows for key in row if key != "status"), "status"]
-    seeds = averages(rows, list(swept))
-    every = Table("Every job", columns, [[_cell(row.get(column, "")) for column in columns] for row in rows])
-    title = f"Job {leader.folder.name}, shown in detail, on the {leader.split} split"
-    detail = scores_table(leader.task, list(leader.models.values()), title)
-    return [*([seeds] if seeds else []), every, detail]
+def _tables(
+    places: Sequence[Path], swept: Sequence[str], groups: Mapping[str, Sequence[Job]], leader: Job
+) -> list[Table]:
+    """The settings, the best on validation first; every job; the models of the `leader`."""
+    metric, columns = leader.metric, [c for c in leader.task.columns if c.key in (leader.metric.key, *SCORES)]
+    headings = [
+        f"validation {metric.label}",
+        *(column.heading for column in columns),
+        "parameters",
+        "seconds",
+    ]
+    keys = [key for key in swept if not key.endswith("seed")]
+    ranked = sorted(groups.values(), key=_chosen_by, reverse=True)
+    settings = [[*_settings(jobs[0], swept).values(), len(jobs), *_scores(jobs, columns)] for jobs in ranked]
+    several = f", mean ± standard deviation over {' and '.join(key for key in swept if key not in keys)}"
+    title = f"Settings, the best on validation first{several if len(swept) > len(keys) else ''}"
+    jobs = {job.folder: job for members in groups.values() for job in members}
+    every = [_row(place, swept, jobs.get(place), columns) for place in places]
+    models = list(leader.models.values())
+    return [
+        Table(title, [*keys, "jobs", *headings], settings),
+        Table("Every job", ["job", *swept, *headings, "status"], every),
+        scores_table(leader.task, models, f"Job {leader.folder.name}, on the {leader.split} split"),
+    ]
 
 
-def _row(place: Path, swept: Sequence[str]) -> dict[str, Any]:
+def _row(place: Path, swept: Sequence[str], job: Job | None, columns: Sequence[Column]) -> list[object]:
     about = read_json(place / "result.json")
     values = _values(about.get("overrides", []))
-    status = (
-        about.get("status", "")
-        if about.get("status") == "ok"
-        else f"{about.get('status')}: {about.get('error')}"
-    )
-    chosen = {key: values.get(key, "") for key in swept}
-    return {"job": about.get("job"), **chosen, **about.get("row", {}), "status": status}
+    scores = _scores([job], columns) if job else [""] * (len(columns) + 3)
+    status = str(about.get("status"))
+    told = "gone" if job is None and status == "ok" else f"{status}: {about.get('error', '')}".rstrip(": ")
+    return [place.name, *(values.get(key, "") for key in swept), *scores, shortened(told)]
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if len(str(value)) <= CELL else f"{str(value)[:CELL]} ..."
+def _scores(jobs: Sequence[Job], columns: Sequence[Column]) -> list[object]:
+    """The validation score, the scores of `columns`, and what jobs cost, as means over them."""
+    shown = [job.shown.values for job in jobs]
+    objectives = [job.about["objective"] for job in jobs if job.about.get("objective") is not None]
+    scores = [_mean([v[c.key] for v in shown if v.get(c.key) is not None], c.text) for c in columns]
+    seconds = [values["seconds"] for values in shown if "seconds" in values]
+    size = f"{shown[0]['parameters']:,}"
+    return [_mean(objectives, jobs[0].metric.number), *scores, size, _mean(seconds, "{:.1f}".format)]
+
+
+def _mean(values: Sequence[float], text: Callable[[float], str]) -> str:
+    if not values:
+        return "-"
+    mean = text(statistics.fmean(values))
+    return f"{mean} ± {text(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= CELL else f"{text[:CELL]} ..."
 
 
 # --- how to repeat it ---
