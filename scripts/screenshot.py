@@ -18,8 +18,6 @@ from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-#: colours of a picture: enough for a page, and a small file
-COLOURS = 128
 
 
 @contextmanager
@@ -66,7 +64,7 @@ def main(page: str, out: str, width: str = "1400", scheme: str = "light") -> Non
     with browser(int(width), scheme == "dark") as driver:
         driver.get(Path(page).resolve().as_uri())
         shot = picture(driver, int(height) if height else None)
-    shot.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(out, optimize=True)
+    shot.convert("RGB").save(out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_the_report_of_a_sweep(digits_sweep: Path, tmp_path: Path, command: Call
         "How to repeat it",
     ]
     assert len(page.all("img")) == 12
-    assert len(page.all("table")) == 3
+    assert len(page.all("table")) == 4
     for part in ("kdistill run -m teacher=mlp", "hidden:", "Stored soft targets: half of them", "torch 2."):
         assert part in page.text
     assert out.stat().st_size < 2e6

@@ -96,7 +96,7 @@ def test_a_sweep_is_chosen_by_validation(digits_sweep: Path) -> None:
     assert found.verdict[0].startswith(f"Of 2 settings, T={best} is best on validation: ")
     assert "mean of 2 seeds; the teacher reaches" in found.verdict[0]
     assert found.title == "Sweep of loss.T, student.seed"
-    settings, every, _ = found.tables
+    settings, every, *_ = found.tables
     assert settings.title == (
         "Settings, the best on validation first, mean ± standard deviation over student.seed"
     )
@@ -200,7 +200,7 @@ def test_a_study_is_told(tmp_path: Path) -> None:
 
     best = "Of 3 finished trials, number 1 is best on validation: 90.00 % top-1 with loss.T=8.0 student.optim=adamw."
     assert found.verdict == [best, "On the test split, its final model reaches 87.50 %."]
-    assert found.facts[0] == ("trials", "3 complete, 1 pruned")
+    assert found.facts[0] == ("trials finished", "3 of 4")
     assert [row[0] for row in found.tables[0].rows] == [1, 2, 0]
     assert found.student is not None
 

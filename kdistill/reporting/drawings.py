@@ -111,8 +111,8 @@ def _costs(findings: Findings, cost: str, of: Callable[[Model], float | None]) -
         if (x := [value for model in group.models if (value := of(model))])
     ]
     star = None
-    if teacher is not None and (x := of(teacher)) and metric.key in teacher.values:
-        star = points.Point(teacher.title, x, scale * teacher.values[metric.key])
+    if teacher is not None and (price := of(teacher)) and metric.key in teacher.values:
+        star = points.Point(teacher.title, price, scale * teacher.values[metric.key])
     if not known or (star is None and len(known) < 2):
         return
     best = max(known, key=lambda point: point.y)
@@ -140,14 +140,19 @@ def _curves(findings: Findings) -> Drawn:
     found = [line for line in lines if line is not None]
     if not found:
         return
-    ends = "; ".join(
-        f"{line.name} ends at {np.mean([run[-1] for run in line.runs]):.4g}{f' {metric.unit}'.rstrip()}"
-        for line in [found[0], *(line for line in found[1:] if line.is_given)]
+    by_name = {line.name: line for line in found}
+    sides = [
+        group.label for group in (findings.favourites, findings.rivals) if group and group.label in by_name
+    ]
+    told = [by_name[name] for name in sides] or found[:1]
+    ends = ", ".join(
+        f"{line.name} at {np.mean([run[-1] for run in line.runs]):.4g}{f' {metric.unit}'.rstrip()}"
+        for line in told
     )
     courses = findings.student.courses if findings.student else []
     finetuned = len(courses[0]) if len(courses) > 1 else None
     note = "; dotted: where fine-tuning begins" if finetuned else ""
-    yield f"{ends}{note}", curves.learning(found, f"validation {metric.label}", finetuned)
+    yield f"At the end: {ends}{note}", curves.learning(found, f"validation {metric.label}", finetuned)
 
 
 def _curve(
@@ -167,7 +172,7 @@ def _losses(findings: Findings) -> Drawn:
     terms = {name: [row[name] for row in rows] for name in names[names.index("loss") + 1 : first]}
     if terms:
         ends = ", ".join(f"{name} {values[-1]:.3g}" for name, values in terms.items())
-        yield f"What {findings.student.title} was trained on, at the end: {ends}", curves.losses(terms)
+        yield f"The loss of {findings.student.title} ends with {ends}", curves.losses(terms)
 
 
 # --- classes ---
@@ -227,11 +232,12 @@ def _classes(findings: Findings) -> Drawn:
         name: scale * (own[name] - theirs[name]) for name in own if not np.isnan(own[name] - theirs[name])
     }
     order = sorted(gain, key=lambda name: -gain[name])
-    shown = order if len(order) <= 2 * CLASSES else [*order[:CLASSES], *order[-CLASSES:]]
+    if len(order) > 2 * CLASSES:
+        order = [*order[:CLASSES], *order[-CLASSES:]]
     won, lost = (sum(sign * value > 0 for value in gain.values()) for sign in (1, -1))
     sides = f"Against {findings.rivals.label}, {findings.favourites.label}"
     title = f"{sides} wins {won} of {len(gain)} classes and loses {lost}"
-    yield title, points.bars({name: gain[name] for name in shown}, unit)
+    yield title, points.bars({name: gain[name] for name in order}, unit)
 
 
 def _times(count: int) -> str:

@@ -54,7 +54,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     pixels = shades(np.sqrt(share), ORANGE)
     hits = np.diag_indices(len(shown))
-    pixels[hits] = shades(0.15 + 0.7 * share[hits], BLUE)
+    pixels[hits] = shades(np.sqrt(share[hits]) * 0.85, BLUE)
     figure, axes = canvas(5.0, 4.6)
     _heat(axes, pixels, [[f"{n}" if n else "" for n in row] for row in counts], [classes[k] for k in shown])
     axes.set(xlabel="the model says", ylabel="the label says")

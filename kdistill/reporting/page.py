@@ -53,6 +53,7 @@ def page(findings: Findings) -> str:
         lstrip_blocks=True,
     )
     environment.tests["number"] = lambda value: NUMBER.fullmatch(str(value)) is not None
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template("report.html.j2").render(findings=findings, parts=parts(findings))
 
 

@@ -172,7 +172,7 @@ def run_findings(folder: Path) -> Findings:
         split=job.split,
         verdict=[verdict(job)],
         facts=facts(job.metric, job.shown, teacher if student else None),
-        tables=[scores_table(job.task, list(job.models.values()), f"{job.dataset}, {job.split} split")],
+        tables=score_tables(job.task, list(job.models.values()), f"{job.dataset}, {job.split} split"),
         groups=[Group(student.title, [student])] if student else [],
         teacher=teacher,
         student=student,
@@ -223,16 +223,26 @@ def facts(metric: Metric, shown: Model, teacher: Model | None) -> list[tuple[str
     return found
 
 
-def scores_table(task: Task, models: Sequence[Model], title: str) -> Table:
-    """Scores and costs of each model, as far as they are known."""
-    columns = [c for c in task.columns if any(c.key in model.values for model in models)]
+def score_tables(task: Task, models: Sequence[Model], title: str) -> list[Table]:
+    """Scores of each model, and what it costs, as far as they are known."""
+    columns = [c for c in task.columns if any(model.values.get(c.key) is not None for model in models)]
     costs = [c for c in COSTS if any(cost_text(model.values, c) != "-" for model in models)]
-    rows: list[list[object]] = [
+    scores: list[list[object]] = [
         [
             model.title,
-            *(c.text(model.values[c.key]) if c.key in model.values else "-" for c in columns),
-            *(cost_text(model.values, c) for c in costs),
+            *(c.text(value) if (value := model.values.get(c.key)) is not None else "-" for c in columns),
         ]
         for model in models
     ]
-    return Table(title, ["", *(c.heading for c in columns), *(c.heading for c in costs)], rows)
+    prices: list[list[object]] = [
+        [model.title, *(cost_text(model.values, c) for c in costs)] for model in models
+    ]
+    return [
+        Table(title, ["", *(c.heading for c in columns)], scores),
+        Table(
+            "What they cost",
+            ["", *(c.heading for c in costs)],
+            prices,
+            "p50, p95: of one image; seconds: of training",
+        ),
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from kdistill.records import Table
 from kdistill.reporting.findings import Findings, Group, Metric, Repeat, located
 from kdistill.reporting.folders import complete, read_json, runs_of
-from kdistill.reporting.runs import Job, facts, judged_job, scores_table
+from kdistill.reporting.runs import Job, facts, judged_job, score_tables
 from kdistill.tasks import task_of
 
 #: trials in the table
@@ -31,7 +30,7 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
     student, teacher = (final.student, final.teacher) if final else (None, None)
     tables = [_table(about, task)]
     if final is not None:
-        tables.append(scores_table(task, list(final.models.values()), f"{about['dataset']}, test split"))
+        tables += score_tables(task, list(final.models.values()), f"{about['dataset']}, test split")
     repeat = final.repeat if final else Repeat()
     own = facts(metric, student, teacher) if student and metric.key in student.values else []
     return Findings(
@@ -94,10 +93,9 @@ def _verdict(about: Mapping[str, Any], task: Any) -> list[str]:
 
 
 def _counts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    states = Counter(trial["state"].lower() for trial in about["trials"])
     seconds = sum(trial["seconds"] or 0 for trial in about["trials"])
-    told = ", ".join(f"{count} {state}" for state, count in states.items())
-    return [("trials", told or "none"), ("training", f"{seconds:,.0f} s")]
+    count = f"{len(finished(about))} of {len(about['trials'])}"
+    return [("trials finished", count), ("training", f"{seconds:,.0f} s")]
 
 
 def _table(about: Mapping[str, Any], task: Any) -> Table:

@@ -11,7 +11,7 @@ from kdistill.errors import KdistillError, MissingArtifact
 from kdistill.records import Table
 from kdistill.reporting.findings import Findings, Group, Metric, Model, Repeat
 from kdistill.reporting.folders import read_json, stage_of
-from kdistill.reporting.runs import Job, facts, read_job, scores_table
+from kdistill.reporting.runs import Job, facts, read_job, score_tables
 from kdistill.tasks import Column
 
 #: scores in tables, beside what results are known by; longest text in a cell
@@ -143,7 +143,7 @@ def _tables(
     return [
         Table(title, [*keys, "jobs", *headings], settings),
         Table("Every job", ["job", *swept, *headings, "status"], every),
-        scores_table(leader.task, models, f"Job {leader.folder.name}, on the {leader.split} split"),
+        *score_tables(leader.task, models, f"Job {leader.folder.name}, on the {leader.split} split"),
     ]
 
 
@@ -161,7 +161,7 @@ def _scores(jobs: Sequence[Job], columns: Sequence[Column]) -> list[object]:
     shown = [job.shown.values for job in jobs]
     objectives = [job.about["objective"] for job in jobs if job.about.get("objective") is not None]
     scores = [_mean([v[c.key] for v in shown if v.get(c.key) is not None], c.text) for c in columns]
-    seconds = [values["seconds"] for values in shown if "seconds" in values]
+    seconds = [job.about["row"]["seconds"] for job in jobs if "seconds" in job.about.get("row", {})]
     size = f"{shown[0]['parameters']:,}"
     return [_mean(objectives, jobs[0].metric.number), *scores, size, _mean(seconds, "{:.1f}".format)]
 
