@@ -1,6 +1,10 @@
 """Picture of an HTML file in a headless Chromium: `python scripts/screenshot.py PAGE.html OUT.png [WIDTH] [dark]`.
 
-The picture has the whole page, or as much of it as `HEIGHT=N` in the environment says.
+The picture has the whole page, or as much of it as `HEIGHT=N` in the environment says. That of docs/report.md:
+
+    kdistill run -m student=mlp,cnn loss.T=2,4,8 student.seed=0,1
+    kdistill report out=page.html
+    HEIGHT=1660 python scripts/screenshot.py page.html docs/report.png 1160
 """
 
 from __future__ import annotations
@@ -64,7 +68,9 @@ def main(page: str, out: str, width: str = "1400", scheme: str = "light") -> Non
     with browser(int(width), scheme == "dark") as driver:
         driver.get(Path(page).resolve().as_uri())
         shot = picture(driver, int(height) if height else None)
-    shot.convert("RGB").save(out, optimize=True)
+    shot.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        out, optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_a_sweep_is_chosen_by_validation(digits_sweep: Path) -> None:
     assert found.verdict[0].startswith(f"Of 2 settings, T={best} is best on validation: ")
     assert "mean of 2 seeds; the teacher reaches" in found.verdict[0]
     assert found.title == "Sweep of loss.T, student.seed"
-    settings, every, *_ = found.tables
+    settings, (every,) = found.tables[0], found.folded
     assert settings.title == (
         "Settings, the best on validation first, mean ± standard deviation over student.seed"
     )
@@ -121,6 +121,7 @@ def test_a_sweep_goes_on_without_what_is_gone(digits_sweep: Path, tmp_path: Path
     found = sweep_findings(sweep)
 
     assert found.facts[0] == ("jobs", "3 of 4")
+    assert [row[-1] for row in found.folded[0].rows] == ["ok: what it made is gone", "ok", "ok", "ok"]
     (note,) = found.notes
     said = f"{place / gone[0]}, which the run {sweep / '0'} made, is gone. Make it again with: kdistill run "
     assert note.startswith(said)
@@ -210,7 +211,7 @@ def test_a_study_of_two_scores_is_told(tmp_path: Path) -> None:
     found = study_findings(make_study(tmp_path / "runs", front=True))
 
     assert found.verdict == [
-        "2 of 3 finished trials are best in their way: no other one has both better top-1 and better parameters."
+        "2 of 3 finished trials are best in their way: no other one is better in both top-1 and parameters."
     ]
 
 

@@ -163,6 +163,8 @@ class Findings:
     """The content of a comparison's or a study's file."""
     detail: str = ""
     """Of several, which one is `student`."""
+    folded: Sequence[Table] = ()
+    """Tables for those who want to know it all."""
 
     @property
     def config(self) -> Mapping[str, Any]:

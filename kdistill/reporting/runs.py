@@ -214,7 +214,7 @@ def facts(metric: Metric, shown: Model, teacher: Model | None) -> list[tuple[str
     if teacher is not None:
         found.append((f"{metric.name}, teacher", metric.text(teacher.values[metric.key])))
     if "agreement" in values:
-        found.append(("agrees with the teacher", f"{100 * values['agreement']:.1f} %"))
+        found.append(("agreement", f"{100 * values['agreement']:.1f} %"))
     if "ece" in values:
         found.append(("calibration error", f"{100 * values['ece']:.1f} %"))
     found.append(("parameters", f"{values['parameters']:,}"))

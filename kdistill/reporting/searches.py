@@ -55,7 +55,7 @@ def _front(findings: Findings) -> Drawn:
     y, x = metrics[:2]
     pairs = [(x.scale * trial["values"][1], y.scale * trial["values"][0]) for trial in trials]
     best = [place for place, trial in enumerate(trials) if trial["number"] in front]
-    title = f"{len(best)} of {len(trials)} trials are best in their way: none has both a better {y.name} and {x.name}"
+    title = f"{len(best)} of {len(trials)} trials are best in their way: none is better in both {y.name} and {x.name}"
     yield title, points.front(pairs, best, (x.label, f"validation {y.label}"))
 
 

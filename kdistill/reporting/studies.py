@@ -81,7 +81,7 @@ def _verdict(about: Mapping[str, Any], task: Any) -> list[str]:
         return [f"No trial of the study {about['name']} is finished yet."]
     if about["front"]:
         found = f"{len(about['front'])} of {len(done)} finished trials are best in their way"
-        return [f"{found}: no other one has both better {' and better '.join(m.name for m in metrics)}."]
+        return [f"{found}: no other one is better in both {' and '.join(m.name for m in metrics)}."]
     best = next((trial for trial in done if trial["number"] == about["best"]), ranked(about)[0])
     chosen = " ".join(best["words"]) or "the defaults"
     told = f"Of {len(done)} finished trials, number {best['number']} is best on validation"
@@ -102,7 +102,8 @@ def _table(about: Mapping[str, Any], task: Any) -> Table:
     metrics, best = [Metric.of(task, key) for key in about["metrics"]], ranked(about)
     columns = [
         "trial",
-        *(f"validation {metric.label}" for metric in metrics),
+        f"validation {metrics[0].label}",
+        *(metric.label for metric in metrics[1:]),
         *about["search"],
         "epochs",
         "seconds",

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kdistill.errors import KdistillError, MissingArtifact
+from kdistill.errors import DataError, KdistillError, MissingArtifact
 from kdistill.records import Table
 from kdistill.reporting.findings import Findings, Group, Metric, Model, Repeat
 from kdistill.reporting.folders import read_json, stage_of
@@ -39,6 +39,7 @@ def sweep_findings(folder: Path) -> Findings:
     }
     metric, split, repeat = leader.metric, leader.split, leader.repeat
     student, teacher = leader.student, leader.teacher if leader.student else None
+    every, tables = _tables(places, swept, groups, leader)
     return Findings(
         kind="sweep",
         folder=folder.name,
@@ -49,7 +50,8 @@ def sweep_findings(folder: Path) -> Findings:
         split=split,
         verdict=[_verdict(students[best], len(groups), metric, split, teacher)],
         facts=[("jobs", f"{len(jobs)} of {len(places)}"), *facts(metric, students[best].average, teacher)],
-        tables=_tables(places, swept, groups, leader),
+        tables=tables,
+        folded=[every],
         groups=list(students.values()),
         teacher=teacher,
         student=student,
@@ -123,8 +125,8 @@ def _verdict(best: Group, count: int, metric: Metric, split: str, teacher: Model
 
 def _tables(
     places: Sequence[Path], swept: Sequence[str], groups: Mapping[str, Sequence[Job]], leader: Job
-) -> list[Table]:
-    """The settings, the best on validation first; every job; the models of the `leader`."""
+) -> tuple[Table, list[Table]]:
+    """Every job; the settings, the best on validation first, and the models of the `leader`."""
     metric, columns = leader.metric, [c for c in leader.task.columns if c.key in (leader.metric.key, *SCORES)]
     headings = [
         f"validation {metric.label}",
@@ -140,20 +142,26 @@ def _tables(
     jobs = {job.folder: job for members in groups.values() for job in members}
     every = [_row(place, swept, jobs.get(place), columns) for place in places]
     models = list(leader.models.values())
-    return [
+    return Table("Every job", ["job", *swept, *headings, "status"], every), [
         Table(title, [*keys, "jobs", *headings], settings),
-        Table("Every job", ["job", *swept, *headings, "status"], every),
         *score_tables(leader.task, models, f"Job {leader.folder.name}, on the {leader.split} split"),
     ]
 
 
 def _row(place: Path, swept: Sequence[str], job: Job | None, columns: Sequence[Column]) -> list[object]:
-    about = read_json(place / "result.json")
-    values = _values(about.get("overrides", []))
-    scores = _scores([job], columns) if job else [""] * (len(columns) + 3)
-    status = str(about.get("status"))
-    told = "gone" if job is None and status == "ok" else f"{status}: {about.get('error', '')}".rstrip(": ")
-    return [place.name, *(values.get(key, "") for key in swept), *scores, shortened(told)]
+    if job is not None:
+        chosen = _values(job.about["overrides"])
+        return [place.name, *(chosen.get(key, "") for key in swept), *_scores([job], columns), "ok"]
+    try:
+        about = read_json(place / "result.json")
+    except DataError:
+        about = {"status": "damaged"}
+    chosen, told = (
+        _values(about.get("overrides", [])),
+        f"{about['status']}: {about.get('error', 'what it made is gone')}",
+    )
+    status = told if len(told) <= CELL else f"{told[:CELL]} ..."
+    return [place.name, *(chosen.get(key, "") for key in swept), *[""] * (len(columns) + 3), status]
 
 
 def _scores(jobs: Sequence[Job], columns: Sequence[Column]) -> list[object]:
@@ -171,10 +179,6 @@ def _mean(values: Sequence[float], text: Callable[[float], str]) -> str:
         return "-"
     mean = text(statistics.fmean(values))
     return f"{mean} ± {text(statistics.stdev(values))}" if len(values) > 1 else mean
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= CELL else f"{text[:CELL]} ..."
 
 
 # --- how to repeat it ---
