@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdistill.cli import main
+from kdistill.completion import complete
 from tests.reports import HOSTILE, make_comparison, make_run, make_study
 
 Said = tuple[int, str, str]
@@ -201,6 +202,12 @@ def test_plot_lists_its_figures(command: Callable[..., Said]) -> None:
     assert code == 0
     assert "curves             the validation score after each epoch\n" in said
     assert len(said.splitlines()) == 18
+
+
+def test_the_tab_key_knows_the_figures() -> None:
+    """And the options."""
+    assert complete("kdistill plot con") == ["confusion", "confusion-teacher"]
+    assert complete("kdistill report ") == ["out=", "runs="]
 
 
 def test_plot_writes_one_figure_or_several(

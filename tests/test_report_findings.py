@@ -125,6 +125,10 @@ def test_a_sweep_goes_on_without_what_is_gone(digits_sweep: Path, tmp_path: Path
     (note,) = found.notes
     said = f"{place / gone[0]}, which the run {sweep / '0'} made, is gone. Make it again with: kdistill run "
     assert note.startswith(said)
+    (sweep / "1" / "result.json").write_text('{"status": ')
+    damaged = sweep_findings(sweep)
+    assert damaged.facts[0] == ("jobs", "2 of 4")
+    assert damaged.folded[0].rows[1][-1] == "damaged: result.json is not JSON"
     for folder in gone[1:]:
         shutil.rmtree(place / folder)
     with pytest.raises(MissingArtifact, match="no job of this sweep can be shown"):

@@ -155,10 +155,10 @@ def _row(place: Path, swept: Sequence[str], job: Job | None, columns: Sequence[C
     try:
         about = read_json(place / "result.json")
     except DataError:
-        about = {"status": "damaged"}
+        about = {"status": "damaged", "error": "result.json is not JSON"}
     chosen, told = (
         _values(about.get("overrides", [])),
-        f"{about['status']}: {about.get('error', 'what it made is gone')}",
+        f"{about.get('status')}: {about.get('error', 'what it made is gone')}",
     )
     status = told if len(told) <= CELL else f"{told[:CELL]} ..."
     return [place.name, *(chosen.get(key, "") for key in swept), *[""] * (len(columns) + 3), status]
