@@ -216,6 +216,17 @@ def test_titles_say_what_is_seen(tmp_path: Path) -> None:
     assert differences.title == "2 of 3 variants differ from the control"
 
 
+def test_calibration_is_that_of_the_evaluation(tmp_path: Path) -> None:
+    """The title says the calibration error that `kdistill eval` has measured."""
+    found = run_findings(make_run(tmp_path / "runs"))
+    assert found.student is not None
+    assert found.teacher is not None
+    (reliability,) = draw("reliability", found)
+
+    own, theirs = (f"{100 * model.values['ece']:.1f} %" for model in (found.student, found.teacher))
+    assert reliability.title == f"On average, student cnn is off by {own}, teacher cnn is off by {theirs}"
+
+
 def test_unknown_figures_are_refused(tmp_path: Path) -> None:
     """With the nearest one that there is."""
     with pytest.raises(ConfigError) as caught:

@@ -182,8 +182,8 @@ def test_a_comparison_is_told(tmp_path: Path) -> None:
     assert found.rivals is found.groups[0]
     assert found.favourites is found.groups[1]
     assert ("seeds", "2") in found.facts
-    assert found.tables[0].rows[0][:4] == ["kd", "", 2, "81.70 ± 1.00"]
-    assert found.tables[0].rows[0][4:7] == ["+1.2 [+0.8, +1.6]", "BEATS", "40 %"]
+    assert found.tables[0].rows[0][:4] == ["kd", 2, "81.70 ± 1.00", "+1.2 [+0.8, +1.6]"]
+    assert found.tables[0].rows[0][4:] == ["BEATS", "40 %", "1,000", "1.0", ""]
     assert found.notes == []
 
 
@@ -203,7 +203,7 @@ def test_a_study_is_told(tmp_path: Path) -> None:
     """The best trial by its file, the final model by its evaluation."""
     found = study_findings(make_study(tmp_path / "runs"))
 
-    best = "Of 3 finished trials, number 1 is best on validation: 90.00 % top-1 with loss.T=8.0 student.optim=adamw."
+    best = "Of 3 finished trials, number 1 is best on validation: 90.00 % top-1 with loss.T=8, student.optim=adamw."
     assert found.verdict == [best, "On the test split, its final model reaches 87.50 %."]
     assert found.facts[0] == ("trials finished", "3 of 4")
     assert [row[0] for row in found.tables[0].rows] == [1, 2, 0]

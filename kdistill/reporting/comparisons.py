@@ -125,7 +125,6 @@ def _table(about: Mapping[str, Any], metric: Metric) -> Table:
     """A line for each variant, and for the control and the teacher."""
     columns = [
         "",
-        "settings",
         "n",
         metric.label,
         "difference",
@@ -133,12 +132,13 @@ def _table(about: Mapping[str, Any], metric: Metric) -> Table:
         "of the gap",
         "parameters",
         "seconds",
+        "settings",
     ]
     rows = [_row(name, values, metric) for name, values in about["variants"].items()]
     rows.append(_row(about["control"]["title"], about["control"], metric))
     if (teacher := about["teacher"]) is not None:
         size, seconds = f"{teacher['parameters']:,}", f"{teacher['seconds']:.1f}"
-        rows.append([teacher["title"], "", 1, metric.number(teacher["score"]), "", "", "", size, seconds])
+        rows.append([teacher["title"], 1, metric.number(teacher["score"]), "", "", "", size, seconds, ""])
     share = f"{100 * about['confidence']:g} %"
     note = f"difference: from the control, with its {share} interval; of the gap: share of the way to the teacher"
     return Table(f"{about['dataset']}: {about['test_images']:,} test images", columns, rows, note)
@@ -152,7 +152,6 @@ def _row(name: str, values: Mapping[str, Any], metric: Metric) -> list[object]:
     closed = values.get("gap_closed")
     return [
         name,
-        " ".join(values["words"]),
         len(values["scores"]),
         f"{metric.number(values['mean'])} ± {metric.number(values['std'])}",
         difference,
@@ -160,6 +159,7 @@ def _row(name: str, values: Mapping[str, Any], metric: Metric) -> list[object]:
         "" if closed is None else f"{100 * closed:.0f} %",
         f"{values['parameters']:,}",
         f"{values['seconds']:.1f}",
+        " ".join(values["words"]),
     ]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdistill.errors import ConfigError, did_you_mean
+from kdistill.metrics.calibration import calibration_gap
 from kdistill.reporting import curves, heat, points
 from kdistill.reporting.catalogue import FIGURES
 from kdistill.reporting.findings import Findings, Group, Model
@@ -179,16 +180,16 @@ def _losses(findings: Findings) -> Drawn:
 
 
 def _reliability(findings: Findings) -> Drawn:
-    models = {
-        m.title: c for m in (findings.teacher, findings.student) if m and (c := _confidence(m, findings))
-    }
+    shown = [model for model in (findings.teacher, findings.student) if model is not None]
+    models = {model.title: sure for model in shown if (sure := _confidence(model, findings))}
     if not models:
         return
-    told = []
-    for model in (findings.student, findings.teacher):
-        if model is not None and "ece" in model.values:
-            told.append(f"{model.title} is off by {100 * model.values['ece']:.1f} %")
-    yield f"On average, {', '.join(told)}" if told else "Confidence and outcome", heat.reliability(models)
+    gaps = {
+        name: calibration_gap(torch.from_numpy(sure), torch.from_numpy(right))
+        for name, (sure, right) in models.items()
+    }
+    told = ", ".join(f"{name} is off by {100 * gap:.1f} %" for name, gap in reversed(gaps.items()))
+    yield f"On average, {told}", heat.reliability(models)
 
 
 def _confidence(model: Model, findings: Findings) -> tuple[np.ndarray, np.ndarray] | None:

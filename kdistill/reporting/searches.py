@@ -7,7 +7,7 @@ from typing import Any
 
 from kdistill.reporting import curves, points
 from kdistill.reporting.findings import Findings, Metric
-from kdistill.reporting.studies import finished
+from kdistill.reporting.studies import finished, ranked, short
 from kdistill.reporting.style import Drawn
 
 #: settings that are drawn, those that matter most first
@@ -39,12 +39,13 @@ def _slices(findings: Findings) -> Drawn:
     trials, metric = _finished(findings), findings.metric
     if len(trials) < 2:
         return
-    shares = findings.about["importance"] or {}
+    shares, best = findings.about["importance"] or {}, ranked(findings.about)[0]["params"]
     for key in sorted(findings.about["search"], key=lambda key: -shares.get(key, 0))[:SLICES]:
         found = [(t["params"][key], metric.scale * t["values"][0]) for t in trials if key in t["params"]]
         if found:
             values, scores = zip(*found, strict=True)
-            yield f"{metric.name} of each trial over {key}", points.slices(values, scores, key, metric.label)
+            title = f"{metric.name} over {key}: the best trial has {short(best.get(key, 'none'))}"
+            yield title, points.slices(values, scores, key, f"validation {metric.label}")
 
 
 def _front(findings: Findings) -> Drawn:

@@ -83,7 +83,7 @@ def _verdict(about: Mapping[str, Any], task: Any) -> list[str]:
         found = f"{len(about['front'])} of {len(done)} finished trials are best in their way"
         return [f"{found}: no other one is better in both {' and '.join(m.name for m in metrics)}."]
     best = next((trial for trial in done if trial["number"] == about["best"]), ranked(about)[0])
-    chosen = " ".join(best["words"]) or "the defaults"
+    chosen = ", ".join(f"{key}={short(value)}" for key, value in best["params"].items()) or "the defaults"
     told = f"Of {len(done)} finished trials, number {best['number']} is best on validation"
     lines = [f"{told}: {metrics[0].text(best['values'][0])} {metrics[0].name} with {chosen}."]
     scores = (about["final"] or {}).get("scores", {})
@@ -114,10 +114,11 @@ def _table(about: Mapping[str, Any], task: Any) -> Table:
 
 
 def _row(trial: Mapping[str, Any], metrics: Sequence[Metric], search: Mapping[str, str]) -> list[object]:
-    chosen = [_short(trial["params"].get(key, "")) for key in search]
+    chosen = [short(trial["params"].get(key, "")) for key in search]
     scores = [metric.number(value) for metric, value in zip(metrics, trial["values"], strict=True)]
     return [trial["number"], *scores, *chosen, trial["epochs"], f"{trial['seconds'] or 0:.1f}"]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A setting's value with as many digits as a reader needs."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
