@@ -120,6 +120,10 @@ def _tell(words: Words) -> int:
         from kdistill import results
 
         return results.main(words.rest)
+    if words.command in ("report", "plot"):
+        from kdistill.reporting import commands
+
+        return commands.report(words.rest) if words.command == "report" else commands.plot(words.rest)
     from kdistill import explaining, listing
 
     return explaining.main(words.rest) if words.command == "explain" else listing.main(words.rest)

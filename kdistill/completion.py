@@ -87,6 +87,12 @@ def complete(line: str) -> list[str]:
         from kdistill.listing import KINDS
 
         return _starting(word, KINDS)
+    if command == "plot":
+        from kdistill.reporting.catalogue import FIGURES
+
+        return _starting(word, [*FIGURES, "out=", "runs="])
+    if command == "report":
+        return _starting(word, ["out=", "runs="])
     if command == "artifacts":
         return _starting(word, ["list", "rm", "gc", "runs="])
     if command == "results":

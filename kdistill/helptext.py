@@ -125,6 +125,8 @@ TOOLS = {
     "plan": "what a run will take: time, memory and disk of each stage, from a few real steps",
     "predict": "classes of images: kdistill predict IMAGE|FOLDER [model=FOLDER|FILE.onnx]",
     "results": "all runs as one table: filtered, sorted, grouped, exported",
+    "report": "one HTML page of a run, sweep, comparison or study: verdict, tables, figures, images",
+    "plot": "one figure of that page as PNG or SVG: kdistill plot FIGURE [FOLDER]",
     "artifacts": "what is on disk: list, rm KEY..., gc",
 }
 
@@ -180,6 +182,23 @@ kdistill results [filters] [options]: {TOOLS["results"]}
 filters: a setting (student=cnn, loss.T=4), stage, status (ok, failed, interrupted, running, cut off), any column;
 a list lets each of its values through. sort=COLUMN,-COLUMN: upwards, downwards. top=N: so many rows.
 columns=A,B: these, settings among them. format: table, csv, markdown, latex, json. out=FILE. runs=DIR (runs).""",
+    "report": f"""\
+kdistill report [FOLDER] [out=FILE.html] [runs=DIR]: {TOOLS["report"]}
+
+  kdistill report                                  of what was finished last
+  kdistill report runs/run/sweep_DATE              of a sweep; of a run, a comparison, a study likewise
+  kdistill report runs/run/DATE out=page.html
+
+The page is one file: no network, no scripts, light and dark, for screen and paper. It becomes FOLDER/report.html unless
+`out` names another. Nothing is trained: what is stored is read, and test images if the data set is still there.""",
+    "plot": f"""\
+kdistill plot [FIGURE [FOLDER]] [out=FILE.png|FILE.svg] [runs=DIR]: {TOOLS["plot"]}
+
+  kdistill plot                                    all figures, a line about each
+  kdistill plot curves                             of what was finished last, in its folder
+  kdistill plot confusion runs/run/DATE out=confusion.svg
+
+A figure that there are several of, such as one for each setting, becomes FILE-1, FILE-2 and so on.""",
 }
 
 COMMANDS = [*STAGES, *TOOLS]

@@ -134,6 +134,22 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
     return compose
 
 
+@pytest.fixture(scope="session")
+def digits_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `kdistill run -m` on digits: MLPs, two temperatures, two seeds; made with relative paths."""
+    from kdistill.cli import main
+
+    place = tmp_path_factory.mktemp("digits")
+    words = "teacher=mlp teacher.epochs=3 student=mlp student.params.hidden=[8] student.epochs=2 finetune.epochs=1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.delenv("KDISTILL_CONFIG_DIR", raising=False)
+        patch.setenv("HOME", str(place))
+        sweep = ["-m", "loss.T=2,4", "student.seed=0,1", "eval.runs=3", "device=cpu"]
+        assert main(["run", *words.split(), *sweep]) == 0
+    return next((place / "runs" / "run").glob("sweep_*"))
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Config]:
     """Composes a config on digits."""

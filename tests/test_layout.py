@@ -36,7 +36,7 @@ LAYERS = [
     {"artifacts", "partial", "identity", "loop", "trial", "footprint", "studies"},
     {"stages", "housekeeping"},
     {"api", "task", "sweeps", "listing", "explaining", "planning", "predicting", "helptext", "words"}
-    | {"history", "results", "hydra_app", "workers"},
+    | {"history", "reporting", "results", "hydra_app", "workers"},
     {"cli", "completion"},
     {"__main__"},
 ]

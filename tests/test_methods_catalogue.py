@@ -253,10 +253,11 @@ def test_the_pages_commands_work(
                 for file in words.trusted:
                     plugins.trust(file)
                 assert composed(shlex.join(argv[1:])).stage == "run"
-            elif words.command in ("eval", "export", "predict"):  # which need what was trained
+            elif words.command in ("eval", "export", "predict", "report", "plot"):  # of what was made
                 assert main([*argv, "runs=runs"]) == 2
                 assert re.search(
-                    "not distilled yet|there is no such|were not found", capsys.readouterr().err
+                    "not distilled yet|there is no such|were not found|nothing finished",
+                    capsys.readouterr().err,
                 ), command
             else:
                 assert main(argv) == 0, command

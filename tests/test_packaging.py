@@ -49,6 +49,14 @@ def test_the_wheel_holds_every_config(installed: Path) -> None:
     assert {file.relative_to(packed): file.read_text() for file in packed.rglob("*.yaml")} == ours
 
 
+def test_the_wheel_holds_the_templates_of_pages(installed: Path) -> None:
+    """What is no Python is packed, too."""
+    own = ROOT / "kdistill" / "reporting" / "templates"
+    packed = installed / "kdistill" / "reporting" / "templates"
+    assert [file.name for file in sorted(packed.iterdir())] == ["report.css", "report.html.j2"]
+    assert all(file.read_text() == (own / file.name).read_text() for file in packed.iterdir())
+
+
 def test_the_wheel_holds_no_tests(installed: Path) -> None:
     """One package, its metadata, and the command."""
     names = {entry.name.partition("-")[0] for entry in installed.iterdir()}

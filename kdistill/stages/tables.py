@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdistill.footprint import BATCH_SIZE
 from kdistill.records import Table
@@ -69,9 +69,9 @@ def _weakest(job: Job, evaluation: Evaluation) -> str:
 def _costs(evaluation: Evaluation) -> Table:
     scores = evaluation.scores
     measured = [values["cost"] for values in scores.values() if "cost" in values]
-    shown = [c for c in _COSTS if measured or not c[2]]
+    shown = [cost for cost in COSTS if measured or not cost.is_measured]
     rows: list[list[object]] = [
-        [evaluation.titles[name], *(_cell(values, key, text) for _, key, _, text in shown)]
+        [evaluation.titles[name], *(cost_text(values, cost) for cost in shown)]
         for name, values in scores.items()
     ]
     note = "seconds: training time"
@@ -81,25 +81,34 @@ def _costs(evaluation: Evaluation) -> Table:
             f"MFLOPs: of one image, two for a multiply-add; p50, p95: one image, {runs} runs;"
             f"\nimages/s, MB of memory: batches of {BATCH_SIZE}; {note}"
         )
-    return Table(_machine(evaluation), ["", *(heading for heading, *_ in shown)], rows, note)
+    return Table(_machine(evaluation), ["", *(cost.heading for cost in shown)], rows, note)
 
 
-#: heading, key, whether it is measured, how a value is written
-_COSTS: tuple[tuple[str, str, bool, Callable[[Any], str]], ...] = (
-    ("parameters", "parameters", False, "{:,}".format),
-    ("file kB", "bytes", False, lambda value: f"{value / 1e3:,.1f}"),
-    ("MFLOPs", "flops", True, lambda value: f"{value / 1e6:,.{2 if value >= 1e6 else 4}f}"),
-    ("p50 ms", "latency_p50", True, lambda value: f"{1e3 * value:,.2f}"),
-    ("p95 ms", "latency_p95", True, lambda value: f"{1e3 * value:,.2f}"),
-    ("images/s", "throughput", True, "{:,.1f}".format),
-    ("MB", "memory", True, lambda value: f"{value / 1e6:,.2f}"),
-    ("seconds", "seconds", False, "{:.1f}".format),
+class Cost(NamedTuple):
+    """A cost in a table: its heading, its key, whether it is measured, and how a value is written."""
+
+    heading: str
+    key: str
+    is_measured: bool
+    text: Callable[[Any], str]
+
+
+COSTS = (
+    Cost("parameters", "parameters", False, "{:,}".format),
+    Cost("file kB", "bytes", False, lambda value: f"{value / 1e3:,.1f}"),
+    Cost("MFLOPs", "flops", True, lambda value: f"{value / 1e6:,.{2 if value >= 1e6 else 4}f}"),
+    Cost("p50 ms", "latency_p50", True, lambda value: f"{1e3 * value:,.2f}"),
+    Cost("p95 ms", "latency_p95", True, lambda value: f"{1e3 * value:,.2f}"),
+    Cost("images/s", "throughput", True, "{:,.1f}".format),
+    Cost("MB", "memory", True, lambda value: f"{value / 1e6:,.2f}"),
+    Cost("seconds", "seconds", False, "{:.1f}".format),
 )
 
 
-def _cell(values: Mapping[str, Any], key: str, text: Callable[[Any], str]) -> str:
-    value = values.get("cost", {}).get(key, values.get(key))
-    return text(value) if value else "-"
+def cost_text(values: Mapping[str, Any], cost: Cost) -> str:
+    """A cost of a model, whose `values` are as in an evaluation; `-` where it is not known."""
+    value = values.get("cost", {}).get(cost.key, values.get(cost.key))
+    return cost.text(value) if value else "-"
 
 
 def _machine(evaluation: Evaluation) -> str:
