@@ -255,13 +255,16 @@ def test_a_config_to_look_at_is_not_validated() -> None:
 def test_a_job_of_hydra_s_can_compose_others() -> None:
     """Composing within gives the outer Hydra its own state back."""
     cfg, _ = preview("distill", [])
+    before = (
+        GlobalHydra.instance().hydra,
+        HydraConfig.instance().cfg,
+    )  # a test before this one may have left some
     with composer(), as_current(cfg):
         hydra, job = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
         assert _config("loss.T=7").loss.T == 7
         assert GlobalHydra.instance().hydra is hydra
         assert HydraConfig.instance().cfg is job
-    assert not GlobalHydra.instance().is_initialized()
-    assert not HydraConfig.initialized()
+    assert (GlobalHydra.instance().hydra, HydraConfig.instance().cfg) == before
 
 
 def test_every_setting_is_described() -> None:

@@ -242,9 +242,7 @@ class Compare(Section):
     """What `compare` trains beside the control, how often, and how sure it is to be."""
 
     losses: list[str] = Field(description="options of `loss` to compare, such as [kd,dkd]")
-    variants: dict[str, str] = Field(
-        description="name: overrides that make it, such as {hot: 'loss.T=8 loss.alpha=0.5'}"
-    )
+    variants: dict[str, str] = Field(description="name: overrides that make it, such as {hot: 'loss.T=8'}")
     seeds: int = Field(description="students of each: of student.seed and the seeds that follow it")
     confidence: float = Field(
         ge=0.5, lt=1, description="share of comparisons in which no verdict is to be wrong"
