@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import kdistill
 from kdistill import evaluate, load_config, run
@@ -329,3 +330,23 @@ def test_a_variant_that_its_data_does_not_allow_is_refused_as_elsewhere(
     assert refused(*words("mixing=mixup", "compare.losses=[kd,dkd]")).startswith(
         "loss=dkd needs one label for each image"
     )
+
+
+def test_without_test_images_nothing_is_trained(tmp_path: Path) -> None:
+    """A folder `test` with nothing in its classes: refused, as by `run`."""
+    for split, count in (("train", 8), ("test", 0)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (8, 8), i).save(tmp_path / split / name / f"{i}.png")
+    line = [
+        "dataset=image_folder",
+        f"dataset.root={tmp_path}",
+        "dataset.image_size=8",
+        f"runs={tmp_path / 'runs'}",
+    ]
+
+    assert refused(*line, "dataset.validation=0.25", "teacher=cnn").startswith(
+        f"class folder {tmp_path / 'test' / 'cat'} has no images"
+    )
+    assert not (tmp_path / "runs").exists()

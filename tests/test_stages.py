@@ -318,8 +318,8 @@ def test_public_names() -> None:
     """The Python API: these names and no others."""
     assert kdistill.__all__ == sorted(kdistill.__all__, key=lambda n: (n.islower(), n))
     assert set(kdistill.__all__) == {
-        "KdistillError", "__version__", "distill", "evaluate", "export", "finetune", "kd_loss", "load_config",
-        "load_network", "make_soft_targets", "register_loss", "run", "train_teacher",
+        "KdistillError", "__version__", "compare", "distill", "evaluate", "export", "finetune", "kd_loss",
+        "load_config", "load_network", "make_soft_targets", "register_loss", "run", "train_teacher",
     }  # fmt: skip
     for name in kdistill.__all__:
         assert getattr(kdistill, name) is not None
