@@ -25,7 +25,7 @@ from kdistill.cli import main
 from kdistill.config import compose, folders
 from kdistill.errors import ConfigError, RunError
 from kdistill.records import Result
-from kdistill.stages import run_stage, trials
+from kdistill.stages import check_before, run_stage, trials
 from kdistill.stages.job import Job
 from kdistill.stages.pipeline import make_teachers
 from kdistill.stages.space import fixed_words
@@ -336,6 +336,17 @@ def test_equal_scores_are_ordered_by_likelihood(
     trials = [{"number": n, "values": [value], "nll": nll} for n, (value, nll) in enumerate(scores)]
 
     assert min(trials, key=Goal("top1", direction, None).rank)["number"] == best
+
+
+@pytest.mark.parametrize("search", ["kd", "losses", "students"])
+def test_shipped_searches_pass_what_is_checked_before(search: str, tmp_path: Path) -> None:
+    """Every end and every choice is a config that `kdistill run` would take, on one teacher."""
+    words = (f"runs={tmp_path}", f"search={search}")
+    config = compose.plan("tune", words).configs[0]
+
+    check_before([config], [words])
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_words_about_the_search_are_not_the_trials() -> None:
