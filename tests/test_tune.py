@@ -31,6 +31,7 @@ from kdistill.stages.pipeline import make_teachers
 from kdistill.stages.space import fixed_words
 from kdistill.stages.tune import goal_of
 from kdistill.stages.tuned import Goal
+from kdistill.stages.workers import LEADER
 from tests.conftest import TINY
 
 #: what a study says of itself that differs between two equal ones
@@ -510,6 +511,16 @@ def test_ctrl_c_saves_the_trial(tmp_path: Path) -> None:
     assert any("student: going on at epoch" in line for line in again.stderr)
     again.kill()
     again.communicate()
+
+
+def test_a_worker_whose_leader_is_gone_begins_nothing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed command leaves no processes that go on for hours; and a worker reports nothing."""
+    monkeypatch.setenv(LEADER, str(os.getppid() + 1))
+
+    result = tune(runs, *SEARCH)
+
+    assert (result.message, result.tables) == ("", [])
+    assert not list(runs.glob("artifacts/student"))
 
 
 def test_the_time_is_over(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
