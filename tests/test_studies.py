@@ -155,6 +155,23 @@ def test_a_bad_trial_is_ended_early(study: Open) -> None:
         one.look(bad)
 
 
+@pytest.mark.parametrize(("pruner", "ends"), [("median", True), ("hyperband", True), ("none", False)])
+def test_pruners(study: Open, pruner: str, ends: bool) -> None:
+    """Thirty trials of nine epochs, whose order is plain from the first one: all count, bad ones end early."""
+    one = study(pruner=pruner, trials=30)
+    while (trial := one.next()) is not None:
+        try:
+            for epoch in range(1, 10):
+                one.report(trial, score(trial) - 1 / epoch, epoch)
+            one.complete(trial, [score(trial)], {})
+        except Pruned:
+            one.prune(trial, {})
+
+    states = [trial.state.name for trial in one.trials]
+    assert len(states) == 30
+    assert set(states) == ({"COMPLETE", "PRUNED"} if ends else {"COMPLETE"})
+
+
 def test_two_scores_have_a_front(study: Open) -> None:
     """Accuracies 1, 3, 2 at sizes 1, 3, 4: the third is worse than the second in both."""
     one = study(directions=("maximize", "minimize"), against="parameters")

@@ -25,12 +25,13 @@ from kdistill.cli import main
 from kdistill.config import compose, folders
 from kdistill.errors import ConfigError, RunError
 from kdistill.records import Result
-from kdistill.stages import run_stage, trials
+from kdistill.stages import check_before, run_stage, trials
 from kdistill.stages.job import Job
 from kdistill.stages.pipeline import make_teachers
 from kdistill.stages.space import fixed_words
 from kdistill.stages.tune import goal_of
 from kdistill.stages.tuned import Goal
+from kdistill.stages.workers import LEADER
 from tests.conftest import TINY
 
 #: what a study says of itself that differs between two equal ones
@@ -338,6 +339,17 @@ def test_equal_scores_are_ordered_by_likelihood(
     assert min(trials, key=Goal("top1", direction, None).rank)["number"] == best
 
 
+@pytest.mark.parametrize("search", ["kd", "losses", "students"])
+def test_shipped_searches_pass_what_is_checked_before(search: str, tmp_path: Path) -> None:
+    """Every end and every choice is a config that `kdistill run` would take, on one teacher."""
+    words = (f"runs={tmp_path}", f"search={search}")
+    config = compose.plan("tune", words).configs[0]
+
+    check_before([config], [words])
+
+    assert not list(tmp_path.iterdir())
+
+
 def test_words_about_the_search_are_not_the_trials() -> None:
     """What a trial, and the suggested command, are given of the user's words."""
     words = [
@@ -499,6 +511,16 @@ def test_ctrl_c_saves_the_trial(tmp_path: Path) -> None:
     assert any("student: going on at epoch" in line for line in again.stderr)
     again.kill()
     again.communicate()
+
+
+def test_a_worker_whose_leader_is_gone_begins_nothing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed command leaves no processes that go on for hours; and a worker reports nothing."""
+    monkeypatch.setenv(LEADER, str(os.getppid() + 1))
+
+    result = tune(runs, *SEARCH)
+
+    assert (result.message, result.tables) == ("", [])
+    assert not list(runs.glob("artifacts/student"))
 
 
 def test_the_time_is_over(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
