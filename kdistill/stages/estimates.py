@@ -220,7 +220,11 @@ def soft_targets_bytes(job: Job) -> int:
 def predictions_bytes(job: Job) -> int:
     """Size of what a network says of the test split: logits, labels, and the names of samples and classes."""
     test, classes = job.data.test, list(job.data.classes)
-    return 4 * len(test) * len(classes) + test.labels.nbytes + len(json.dumps(list(test.ids)) + json.dumps(classes))
+    return (
+        4 * len(test) * len(classes)
+        + test.labels.nbytes
+        + len(json.dumps(list(test.ids)) + json.dumps(classes))
+    )
 
 
 # --- teachers that are not there yet ---
