@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,10 @@ def of_wandb(runs: Path, name: str) -> Seen:
     summary: dict[str, Any] = {}
     config: dict[str, Any] = {}
     status = ""
-    for record in _records(file):
+    for record in _finished(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             assert record.run.display_name == name
         elif kind == "history":
             row = {_key(item): json.loads(item.value_json) for item in record.history.item}
@@ -97,6 +98,16 @@ def _key(item: Any) -> str:
     return str(item.key) or "/".join(item.nested_key)
 
 
+def _finished(file: Path, patience: float = 60) -> list[Any]:
+    """The records, as soon as the last one is there: W&B's own process writes them."""
+    for _ in range(int(patience * 10)):
+        found = list(_records(file))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"{file} is not finished after {patience:g} s")
+
+
 def _records(file: Path) -> Iterator[Any]:
     """The records of a .wandb file: after 7 bytes a LevelDB log, whose chunks hold a record or a part of one."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -109,6 +120,8 @@ def _records(file: Path) -> Iterator[Any]:
             place += room
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + length > len(content):  # still being written
+            return
         parts += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
