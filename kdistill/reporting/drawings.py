@@ -184,7 +184,7 @@ def _reliability(findings: Findings) -> Drawn:
         for name, (sure, right) in models.items()
     }
     told = ", ".join(f"{name} is off by {100 * gap:.1f} %" for name, gap in reversed(gaps.items()))
-    yield f"On average, {told}", heat.reliability(models)
+    yield f"On average, {told}; on the dotted line, confidence is right", heat.reliability(models)
 
 
 def _confidence(model: Model, findings: Findings) -> tuple[np.ndarray, np.ndarray] | None:
