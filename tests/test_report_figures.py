@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kdistill.errors import ConfigError
 from kdistill.predictions import Predictions
 from kdistill.reporting import curves, heat, points
 from kdistill.reporting.catalogue import FIGURES, SECTIONS
@@ -224,11 +223,5 @@ def test_calibration_is_that_of_the_evaluation(tmp_path: Path) -> None:
     (reliability,) = draw("reliability", found)
 
     own, theirs = (f"{100 * model.values['ece']:.1f} %" for model in (found.student, found.teacher))
-    assert reliability.title == f"On average, student cnn is off by {own}, teacher cnn is off by {theirs}"
-
-
-def test_unknown_figures_are_refused(tmp_path: Path) -> None:
-    """With the nearest one that there is."""
-    with pytest.raises(ConfigError) as caught:
-        draw("curve", run_findings(make_run(tmp_path / "runs")))
-    assert str(caught.value) == "no figure 'curve'. Did you mean 'curves'? `kdistill plot` lists all"
+    said = f"On average, student cnn is off by {own}, teacher cnn is off by {theirs}; on the dotted line,"
+    assert reliability.title.startswith(said)

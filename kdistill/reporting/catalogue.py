@@ -48,7 +48,7 @@ SECTIONS = (
     ),
     Section(
         "Where it is right, and how sure it is",
-        "On the test split. A model that is as sure as it should be lies on the dotted line.",
+        "On the test split.",
         ("reliability", "classes", "confusion", "confusion-teacher", "values"),
     ),
     Section(

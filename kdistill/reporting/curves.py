@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -67,7 +68,7 @@ def losses(terms: Mapping[str, Sequence[float]]) -> Figure:
     """The weighted terms of the loss after each epoch, on a logarithmic axis where they are far apart."""
     figure, axes = canvas()
     ends = []
-    for colour, (name, values) in zip(COLOURS, terms.items(), strict=False):
+    for colour, (name, values) in zip(cycle(COLOURS), terms.items(), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour)
         ends.append((values[-1], name, colour))
     everything = [value for values in terms.values() for value in values]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdistill.errors import ConfigError, did_you_mean
 from kdistill.metrics.calibration import calibration_gap
 from kdistill.reporting import curves, heat, points
 from kdistill.reporting.catalogue import FIGURES
@@ -23,9 +22,7 @@ GROUPS, CLASSES, SAMPLES, VALUES = 24, 10, 400, 4
 
 
 def draw(name: str, findings: Findings) -> list[Drawing]:
-    """The drawings of a figure: none where it does not apply. Raises `ConfigError` for an unknown name."""
-    if name not in FIGURES:
-        raise ConfigError(f"no figure {name!r}.{did_you_mean(name, FIGURES)} `kdistill plot` lists all")
+    """The drawings of a figure of the catalogue: none where it does not apply."""
     found = list(DRAWERS[name](findings))
     only = len(found) == 1
     return [
@@ -56,13 +53,10 @@ def _scores(findings: Findings) -> Drawn:
         return
     if findings.kind == "sweep":
         groups.sort(key=lambda group: -group.mean(metric))
-    rows = [
-        (group.label, [metric.scale * score for score in group.scores(metric)]) for group in groups[:GROUPS]
-    ]
+    rows = [(group.label, [metric.scale * s for s in group.scores(metric)]) for group in groups[:GROUPS]]
     best = max(groups, key=lambda group: group.mean(metric))
-    title = (
-        f"{best.label} has the highest mean on the {findings.split} split, {metric.text(best.mean(metric))}"
-    )
+    highest = metric.text(best.mean(metric))
+    title = f"{best.label} has the highest mean on the {findings.split} split, {highest}"
     if findings.kind == "sweep" and findings.favourites and best is not findings.favourites:
         title += f"; best on validation is {findings.favourites.label}"
     yield title, points.dots(rows, _teachers(findings), metric.label)
@@ -74,7 +68,7 @@ def _settings(findings: Findings) -> Drawn:
     keys = dict.fromkeys(key for group in findings.groups for key in group.settings)
     for key in keys:
         lines: dict[str, list[tuple[float, list[float]]]] = {}
-        for group in findings.groups:
+        for group in _ranked(findings):
             value = _number(group.settings[key])
             others = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in group.settings.items() if k != key)
             if value is not None:
@@ -86,10 +80,11 @@ def _settings(findings: Findings) -> Drawn:
         if lines:
             name, line = max(lines.items(), key=lambda item: max(np.mean(scores) for _, scores in item[1]))
             best = max(line, key=lambda pair: float(np.mean(pair[1])))[0]
-            title = f"{metric.name} over {key}: highest at {best:g}" + (
-                f" for {name}" if len(lines) > 1 else ""
+            where = f" for {name}" if len(lines) > 1 else ""
+            yield (
+                f"{metric.name} over {key}: highest at {best:g}{where}",
+                points.settings(lines, key, metric.label),
             )
-            yield title, points.settings(lines, key, metric.label)
 
 
 def _size(findings: Findings) -> Drawn:
@@ -189,7 +184,7 @@ def _reliability(findings: Findings) -> Drawn:
         for name, (sure, right) in models.items()
     }
     told = ", ".join(f"{name} is off by {100 * gap:.1f} %" for name, gap in reversed(gaps.items()))
-    yield f"On average, {told}", heat.reliability(models)
+    yield f"On average, {told}; on the dotted line, confidence is right", heat.reliability(models)
 
 
 def _confidence(model: Model, findings: Findings) -> tuple[np.ndarray, np.ndarray] | None:

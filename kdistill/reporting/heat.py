@@ -36,7 +36,7 @@ def reliability(models: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         axes.plot(sure, right, "o-", color=colour, markersize=5, label=label(name))
     below.bar((np.arange(BINS) + 0.5) / BINS, counts / counts.sum(), 0.9 / BINS, color=colour)
     axes.set(ylabel="how often it is right", xlim=(0, 1), ylim=(0, 1.03))
-    below.set(xlabel="how sure the model is", ylabel="images")
+    below.set(xlabel="how sure the model is", ylabel="share")
     for axis in (axes.yaxis, below.xaxis, below.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(frameon=False, fontsize=10, loc="upper left")
