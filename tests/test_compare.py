@@ -92,6 +92,8 @@ def test_variants_come_from_the_line_from_losses_and_by_name() -> None:
     assert variants["hot"].words == [line[0], *line[2:], "loss.T=8", "student.epochs=3"]
     assert variants["sp"].words == ["loss=kd", "loss.T=2", "student=mlp", "feature=[sp]"]
     assert variants["sp"].config.loss.features.keys() == {"sp"}
+    smaller = found("student.epochs=3", "student=cnn", "compare.variants.small=student=mlp")["small"]
+    assert smaller.words == ["student.epochs=3", "student=mlp"]
 
 
 def test_without_anything_asked_the_settings_are_compared() -> None:

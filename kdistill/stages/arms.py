@@ -107,12 +107,9 @@ def _split(name: str, words: str) -> list[str]:
 
 def _variant(name: str, line: Sequence[str], words: list[str]) -> Arm:
     """A variant's words come after those of the line; with a loss of its own it takes none of the line's about loss."""
-    replaced = [_key(word) for word in words]
-    if "loss" in replaced:
-        replaced += ["feature"]
-    elif "feature" in replaced:
-        replaced += ["loss.features"]
-    kept = [word for word in line if not _is_about(word, *replaced)]
+    own = {_key(word) for word in words}
+    method = ("loss", "feature") if "loss" in own else ("loss.features",) if "feature" in own else ()
+    kept = [word for word in line if _key(word) not in own and not _is_about(word, *method)]
     return _arm(name, [*kept, *words])
 
 
