@@ -52,10 +52,8 @@ class WorkerTask:
             _stopped = True  # in training, signals are collected
             return math.nan
         finally:
-            for number in SIGNALS:
-                signal.signal(
-                    number, signal.SIG_IGN
-                )  # a worker without a job that ends takes the others along
+            for number in SIGNALS:  # a worker that ends between two jobs takes the others along
+                signal.signal(number, signal.SIG_IGN)
 
     def _prepare(self) -> None:
         """Make this process what the one is that the user started, but for the terminal, which all share."""
