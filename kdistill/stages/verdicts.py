@@ -26,9 +26,11 @@ def told(found: Comparison, folder: Path | None) -> Result:
         row |= {f"{name} verdict": found.verdict(variant)}
     message = ""
     if folder is not None and ranks.is_main():
-        write_json(folder / FILE, content(found))
-        _flat(found).to_csv((folder / FILE).with_suffix(".csv"))
-        message = f"comparison: {folder / FILE}"
+        place = folder / FILE
+        write_json(place, content(found))
+        _flat(found).to_csv(place.with_suffix(".csv"))
+        here = Path.cwd()
+        message = f"comparison: {place.relative_to(here) if place.is_relative_to(here) else place}"
     return Result(objective=None, row=row, tables=[table(found)], message=message)
 
 
