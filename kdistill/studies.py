@@ -109,8 +109,12 @@ class Study:
             return self._begun(self._study.ask(), len(self.trials) - 1)
 
     def report(self, trial: Trial, value: float, epoch: int) -> None:
-        """Record the score after an epoch; raises `Pruned` where the trial is not worth going on with."""
-        trial.report(value, epoch)
+        """Record the score after an epoch; raises `Pruned` where the trial is not worth going on with.
+
+        A training that goes on tells of its earlier epochs again.
+        """
+        if epoch not in self.trials[trial.number].intermediate_values:
+            trial.report(value, epoch)
         self.look(trial)
 
     def look(self, trial: Trial) -> None:

@@ -114,6 +114,17 @@ def test_a_trial_is_taken_up_only_when_its_process_is_gone(study: Open) -> None:
     assert second.trials[0].intermediate_values == {1: 0.5}
 
 
+def test_epochs_that_are_told_again_count_once(study: Open) -> None:
+    """As when a training goes on: what was reported stays, without a word of Optuna's."""
+    one = study()
+    trial = one.next()
+    assert trial is not None
+    for value, epoch in ((0.5, 1), (0.6, 2), (0.4, 1), (0.7, 3)):
+        one.report(trial, value, epoch)
+
+    assert one.trials[0].intermediate_values == {1: 0.5, 2: 0.6, 3: 0.7}
+
+
 def test_trials_that_failed_do_not_count_and_those_at_work_do(study: Open) -> None:
     """Of three trials: one complete, one ended early, one failed, one at work elsewhere: no more are given."""
     here, elsewhere = study(trials=3), study(trials=3)
