@@ -29,9 +29,9 @@ from kdistill.stages import check_before, run_stage, trials
 from kdistill.stages.job import Job
 from kdistill.stages.pipeline import make_teachers
 from kdistill.stages.space import fixed_words
+from kdistill.stages.team import LEADER
 from kdistill.stages.tune import goal_of
 from kdistill.stages.tuned import Goal
-from kdistill.stages.workers import LEADER
 from tests.conftest import TINY
 
 #: what a study says of itself that differs between two equal ones

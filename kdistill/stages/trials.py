@@ -24,7 +24,7 @@ from kdistill.stages.finetune import finetune
 from kdistill.stages.job import Job
 from kdistill.stages.space import job_at, words_of
 from kdistill.stages.subjects import subjects
-from kdistill.stages.workers import Team
+from kdistill.stages.team import Team
 from kdistill.studies import Pruned, Study
 
 log = logging.getLogger("kdistill")

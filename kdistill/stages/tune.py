@@ -17,8 +17,8 @@ from kdistill.records import Result
 from kdistill.stages.job import Job
 from kdistill.stages.pipeline import make_teachers
 from kdistill.stages.space import points
+from kdistill.stages.team import Team, is_worker
 from kdistill.stages.tuned import Goal, ending, write
-from kdistill.stages.workers import Team, is_worker
 from kdistill.tasks import SMALLER_IS_BETTER
 
 #: settings that say where things are, how the machine is used and how long the search goes on: another start of the
