@@ -51,10 +51,10 @@ def commands(text: str) -> list[str]:
 
 
 @cache
-def composed(words: str) -> Config:
+def composed(words: str, stage: str = "run") -> Config:
     """The first config of a command's words, checked; of several seeds the first one."""
-    parts = parse(shlex.split(re.sub(r"seed=[\d,]+", "seed=0", f"run {words}")))
-    return compose.plan("run", parts.rest, "--multirun" in parts.flags).configs[0]
+    parts = parse(shlex.split(re.sub(r"seed=[\d,]+", "seed=0", f"{stage} {words}")))
+    return compose.plan(stage, parts.rest, "--multirun" in parts.flags).configs[0]
 
 
 # --- complete ---
@@ -190,6 +190,9 @@ def test_the_catalogue_is_light() -> None:
 
 # --- docs/ ---
 
+#: commands that a fresh folder has nothing for
+OF_WHAT_WAS_MADE = ("eval", "export", "predict", "report", "plot", "results")
+
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_the_pages_tables_are_up_to_date(page: Path) -> None:
@@ -227,7 +230,7 @@ def test_the_pages_have_a_table_of_each_family() -> None:
 def test_the_pages_commands_work(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every `kdistill run` composes, with the page's own file where it is trusted; others run."""
+    """Commands that train compose, with the page's own file where it is trusted; others run."""
     monkeypatch.chdir(tmp_path)
     own = re.findall(r'^```python\n("""my_loss.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL)
     for code in own:
@@ -249,14 +252,14 @@ def test_the_pages_commands_work(
         assert program == "kdistill"
         words = parse(argv)
         try:
-            if words.command == "run":
+            if words.command in ("run", "compare", "tune"):
                 for file in words.trusted:
                     plugins.trust(file)
-                assert composed(shlex.join(argv[1:])).stage == "run"
-            elif words.command in ("eval", "export", "predict", "report", "plot"):  # of what was made
+                assert composed(shlex.join(argv[1:]), stage=words.command).stage == words.command
+            elif "NAME" in command or words.command in OF_WHAT_WAS_MADE:
                 assert main([*argv, "runs=runs"]) == 2
                 assert re.search(
-                    "not distilled yet|there is no such|were not found|nothing finished",
+                    "not distilled yet|there is no such|were not found|nothing finished|there is no folder|: no folder",
                     capsys.readouterr().err,
                 ), command
             else:

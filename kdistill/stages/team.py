@@ -83,5 +83,6 @@ class _Helper:
 
     def _pass_on(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            log.info("worker %d: %s", self._number, line.rstrip())
+        with self.process.stderr as lines:
+            for line in lines:
+                log.info("worker %d: %s", self._number, line.rstrip())
