@@ -7,7 +7,8 @@ Teacher: ResNet-18 with a CIFAR stem, of width 16, trained once by kdistill; its
 Students: a CNN of two strided convolutions, or ResNet-8. Fashion-MNIST, crop and flip, T=4, alpha=0.1 on the
 labels, batch 128, SGD with Nesterov momentum. Each job is a process of its own, from its imports to its trained
 student; seed by seed, the rows take turns. Every finished job is a line of DIR/rows.jsonl: the same command goes
-on after a break. Prints a Markdown table of medians. `--device cuda` does it all on a GPU.
+on after a break. Prints a Markdown table of medians, and medians of the seeds' ratios. `--device cuda`
+does it all on a GPU.
 
 torchdistill: as the library leaves it (2 workers, the teacher in training mode), with the teacher in evaluation
 mode, and that without workers. kdistill: a view for each epoch, and 2 views; its job makes the soft targets, too,
@@ -94,7 +95,9 @@ def main() -> None:
                 print(json.dumps(done[-1]), flush=True)
                 with file.open("a") as lines:
                     lines.write(json.dumps(done[-1]) + "\n")
-    print(table([row for row in done if setting.items() <= row.items()]))
+    asked = [row for row in done if setting.items() <= row.items()]
+    print(table(asked))
+    print("\n".join(ratios(asked)))
 
 
 def export(job: Job, path: Path) -> None:
@@ -184,6 +187,35 @@ def table(rows: list[Row]) -> str:
         cells = [student, name, f"{job:.1f}", f"{rate:,.0f}", f"{cpu:.2f}", f"{peak:,.0f}"]
         lines.append([*cells, f"{statistics.mean(top1):.2f}{spread}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ratios(rows: list[Row]) -> Iterator[str]:
+    """How many times faster kdistill's rows are than torchdistill's fastest of the same seed, which ran beside them."""
+    for student, name in groups(rows):
+        own = [row for row in rows if (row["student"], row["row"]) == (student, name)]
+        peers = [
+            [
+                r
+                for r in rows
+                if (r["student"], r["seed"]) == (student, o["seed"]) and "torchd" in str(r["row"])
+            ]
+            for o in own
+        ]
+        if not name.startswith("kdistill") or not all(peers):
+            continue
+        jobs = [
+            min(float(r["job_seconds"]) for r in p) / float(o["job_seconds"])
+            for o, p in zip(own, peers, strict=True)
+        ]
+        training = [
+            float(o["images_per_second"]) / max(float(r["images_per_second"]) for r in p)
+            for o, p in zip(own, peers, strict=True)
+        ]
+        told = [
+            f"{what} {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+            for what, found in (("job", jobs), ("training", training))
+        ]
+        yield f"{student}, {name}, times torchdistill's fastest: {', '.join(told)}"
 
 
 def groups(rows: list[Row]) -> Iterator[tuple[str, str]]:
