@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdistill.config.compose import plan
+from kdistill.config.overrides import values_of
 from kdistill.config.schema import Config
 from kdistill.errors import ConfigError
 from kdistill.identity import key_of
@@ -90,6 +91,10 @@ def _own_words(config: Config, line: Sequence[str]) -> dict[str, list[str]]:
                 raise ConfigError(
                     f"compare.variants.{name}: {word} cannot be a variant's own; compare.seeds and student.seed"
                     " on the line say which seeds all of them have"
+                )
+            if len(values_of(word)) > 1:
+                raise ConfigError(
+                    f"compare.variants.{name}: {word} is a list: give each of its values a variant of its own"
                 )
     if len(chosen) < len(asked.losses):
         raise ConfigError(f"compare.losses=[{','.join(asked.losses)}]: name each loss once")
