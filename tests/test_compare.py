@@ -61,11 +61,21 @@ def test_the_control_has_no_teacher_and_all_epochs() -> None:
 
     assert control.words == [
         "student=mlp", "mixing=mixup", "student.optim.lr=0.1",
-        "loss=ce", "finetune=none", "student.epochs=10", "assistant=null", "generations=1",
+        "loss=ce", "finetune.epochs=0", "student.epochs=10", "assistant=null", "generations=1",
     ]  # fmt: skip
     assert (control.config.loss.kind, control.config.mixing.kind) == ("ce", "mixup")
     assert (control.config.student.epochs, control.config.finetune.epochs) == (10, 0)
     assert (control.config.assistant, control.config.generations) == (None, 1)
+
+
+def test_the_control_of_an_experiment_is_not_fine_tuned() -> None:
+    """An experiment's own epochs of fine-tuning would count more than the option `finetune=none`."""
+    arms = found("experiment=fashion_mnist", "compare.losses=[kd,dist]")
+
+    assert [(arm.config.student.epochs, arm.config.finetune.epochs) for arm in arms.values()] == [
+        (18, 0), (15, 3), (15, 3),
+    ]  # fmt: skip
+    assert [arm.config.loss.kind for arm in arms.values()] == ["ce", "kd", "dist"]
 
 
 def test_the_control_learns_from_labelled_images_alone() -> None:

@@ -122,7 +122,7 @@ def _control(config: Config, line: Sequence[str]) -> Arm:
     """The same student on the labels alone, for as many epochs as distillation and fine-tuning have together."""
     words = [word for word in line if not _is_about(word, *_METHOD)]
     epochs = config.student.epochs + config.finetune.epochs
-    words += ["loss=ce", "finetune=none", f"student.epochs={epochs}"]
+    words += ["loss=ce", "finetune.epochs=0", f"student.epochs={epochs}"]
     if config.assistant is not None:
         words.append("assistant=null")
     if config.generations > 1:
