@@ -141,7 +141,7 @@ def test_a_variant_with_a_hostile_name(tmp_path: Path, command: Callable[..., Sa
     page = Page(out)
 
     check_self_contained(page)
-    assert f"{HOSTILE[0]} BEATS the control by 1.2 points [0.8, 1.6]" in page.text
+    assert f"{HOSTILE[0]} BEATS the control by 1.20 points [0.80, 1.60]" in page.text
 
 
 @pytest.mark.parametrize("front", [False, True])

@@ -25,7 +25,7 @@ def test_metrics_are_written_with_their_unit() -> None:
     """A share in percent, a difference of shares in points; other scores as they are."""
     top1, r2 = Metric.of(task_of("classification"), "top1"), Metric.of(task_of("regression"), "r2")
 
-    assert (top1.label, top1.text(0.9359), top1.difference(-0.012)) == ("top-1 %", "93.59 %", "-1.2")
+    assert (top1.label, top1.text(0.9359), top1.difference(-0.012)) == ("top-1 %", "93.59 %", "-1.20")
     assert (r2.label, r2.text(0.41804), r2.difference(0.01)) == ("R2", "0.4180", "+0.0100")
     assert Metric.of(task_of("regression"), "parameters").text(12_345) == "12,345"
 
@@ -153,9 +153,9 @@ def test_a_sweep_in_progress_shows_what_is_finished(digits_sweep: Path, tmp_path
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        (("BEATS", 0.012, 0.008, 0.016), "kd BEATS the control by 1.2 points [0.8, 1.6]"),
-        (("WORSE", -0.02, -0.031, -0.009), "kd is WORSE than the control by 2.0 points [0.9, 3.1]"),
-        (("NO DIFFERENCE", 0.001, -0.002, 0.004), "kd shows NO DIFFERENCE: 0.1 points [-0.2, 0.4]"),
+        (("BEATS", 0.012, 0.008, 0.016), "kd BEATS the control by 1.20 points [0.80, 1.60]"),
+        (("WORSE", -0.02, -0.031, -0.009), "kd is WORSE than the control by 2.00 points [0.90, 3.10]"),
+        (("NO DIFFERENCE", 0.001, -0.002, 0.004), "kd shows NO DIFFERENCE: 0.10 points [-0.20, 0.40]"),
     ],
 )
 def test_the_verdict_on_a_variant(values: tuple[str, float, float, float], text: str) -> None:
@@ -182,7 +182,7 @@ def test_a_comparison_is_told(tmp_path: Path) -> None:
     assert found.rivals is found.groups[0]
     assert found.favourites is found.groups[1]
     assert ("seeds", "2") in found.facts
-    assert found.tables[0].rows[0][:4] == ["kd", 2, "81.70 ± 1.00", "+1.2 [+0.8, +1.6]"]
+    assert found.tables[0].rows[0][:4] == ["kd", 2, "81.70 ± 1.00", "+1.20 [+0.80, +1.60]"]
     assert found.tables[0].rows[0][4:] == ["BEATS", "40 %", "1,000", "1.0", ""]
     assert found.notes == []
 

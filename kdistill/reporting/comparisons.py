@@ -69,12 +69,12 @@ def _findings(folder: Path, about: Mapping[str, Any]) -> Findings:
 
 
 def verdict(name: str, values: Mapping[str, Any], metric: Metric) -> str:
-    """`kd BEATS the control by 1.2 points [0.8, 1.6]`: of a difference that is shown, its size."""
+    """`kd BEATS the control by 1.20 points [0.80, 1.60]`: of a difference that is shown, its size."""
     numbers = [values[key] * metric.scale for key in ("difference", "low", "high")]
     if values["verdict"] != "NO DIFFERENCE":
         difference, low, high = map(abs, numbers)
         numbers = [difference, min(low, high), max(low, high)]
-    difference, low, high = (f"{number:.{1 if metric.unit else 4}f}" for number in numbers)
+    difference, low, high = (f"{number:.{2 if metric.unit else 4}f}" for number in numbers)
     return f"{name} {SAID[values['verdict']]} {difference} {'points' if metric.unit else metric.name} [{low}, {high}]"
 
 

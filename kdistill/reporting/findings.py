@@ -56,7 +56,7 @@ class Metric:
 
     def difference(self, value: float) -> str:
         """With its sign, and without a unit: `+1.2`."""
-        return f"{100 * value:+.1f}" if self.unit else f"{value:+.4f}"
+        return f"{100 * value:+.2f}" if self.unit else f"{value:+.4f}"
 
 
 @dataclass(frozen=True)
