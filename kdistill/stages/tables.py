@@ -94,7 +94,7 @@ class Cost(NamedTuple):
 
 
 COSTS = (
-    Cost("parameters", "parameters", False, "{:,}".format),
+    Cost("parameters", "parameters", False, "{:,.0f}".format),
     Cost("file kB", "bytes", False, lambda value: f"{value / 1e3:,.1f}"),
     Cost("MFLOPs", "flops", True, lambda value: f"{value / 1e6:,.{2 if value >= 1e6 else 4}f}"),
     Cost("p50 ms", "latency_p50", True, lambda value: f"{1e3 * value:,.2f}"),

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from kdistill.config import folders
-from kdistill.config.compose import long_form
 from kdistill.config.explain import shown
+from kdistill.config.overrides import long_form
 from kdistill.errors import RunError
 from kdistill.files import write_bytes, write_json
 from kdistill.records import Result, Table
 from kdistill.stages.evaluate import evaluate
 from kdistill.stages.job import Job
 from kdistill.stages.space import fixed_words, job_at, words_of
-from kdistill.stages.tables import tables
+from kdistill.stages.tables import COSTS, Cost, tables
 from kdistill.tasks import Column
 
 if TYPE_CHECKING:
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 
 #: trials that the table shows; `trials.csv` has them all
 SHOWN = 10
-#: how what may be small is told
-COSTS = (
-    Column("parameters", "parameters", lambda value: f"{value:,.0f}"),
-    Column("bytes", "file kB", lambda value: f"{value / 1e3:,.1f}"),
-    Column("flops", "MFLOPs", lambda value: f"{value / 1e6:.4g}"),
-    Column("latency", "p50 ms", lambda value: f"{1e3 * value:.3f}"),
-)
 
 
 @dataclass(frozen=True)
@@ -169,7 +162,9 @@ def _table(job: Job, goal: Goal, content: Mapping[str, Any]) -> Table:
     else:
         best = sorted(complete, key=goal.rank)[:SHOWN]
     keys = list(job.config.search)
-    known = {column.key: column for column in (*job.task.columns, *COSTS)}
+    known: dict[str, Column | Cost] = {column.key: column for column in job.task.columns}
+    known |= {cost.key: cost for cost in COSTS}
+    known["latency"] = known["latency_p50"]
     columns = [known[metric] for metric in goal.metrics]
     rows: list[list[object]] = [
         [
