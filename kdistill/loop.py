@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from kdistill.errors import Diverged, Interrupted
 from kdistill.features import observe
 from kdistill.losses import Outputs, Sample
 from kdistill.records import Progress
-from kdistill.state import Fitted, State
+from kdistill.state import Fitted, State, weighted
 from kdistill.stopping import StopRequest, stop_requests
 from kdistill.tasks import Task
 from kdistill.teachers import TeacherSignal
@@ -54,6 +54,8 @@ class Goal(Protocol):
     def student_layers(self) -> Sequence[str]: ...
     @property
     def task(self) -> Task: ...
+    @property
+    def weights(self) -> Mapping[str, float]: ...
 
     def at(self, progress: float) -> Goal: ...
     def __call__(
@@ -126,7 +128,7 @@ class Step(nn.Module):
         self.network, self.engine = network, engine
 
     def forward(self, batch: Batch, objective: Goal, teacher: Outputs | None) -> dict[str, Tensor]:
-        """Each weighted term of the loss on a batch."""
+        """Each term of the loss on a batch, before its weight."""
         with self.engine.autocast():
             student = observe(self.network, batch.images, objective.student_layers)
         return objective(student, batch, teacher)
@@ -175,13 +177,13 @@ def train_step(
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
         with ranks.only_adding(step, last=part is parts[-1]):
             terms = step(part, objective, teacher)
-            # each term starts with the gradient of its share in their sum, which needs no operation of its own
-            torch.autograd.backward(list(terms.values()), [state.scaled(share)] * len(terms))
+            # each term's gradient starts with its weight in the sum, which needs no operation of its own
+            torch.autograd.backward(list(terms.values()), state.starts(objective.weights, share))
         means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
-    names, mean = tuple(terms), ranks.mean(reduce(torch.add, means))
-    state.record(names, mean)
+    mean = ranks.mean(reduce(torch.add, means))
+    state.record(objective.weights, mean)
     if state.looks_at_loss and not state.is_finite:
-        raise Diverged(_divergence(state, names, mean.tolist()))
+        raise Diverged(_divergence(state, weighted(objective.weights, mean)))
     state.optimizer_step()
 
 
@@ -190,8 +192,8 @@ def _times(share: float, value: Tensor) -> Tensor:
     return value if share == 1 else share * value
 
 
-def _divergence(state: State, names: Sequence[str], terms: Sequence[float]) -> str:
-    values = ", ".join(f"{name}={value:g}" for name, value in zip(names, terms, strict=True))
+def _divergence(state: State, terms: Mapping[str, float]) -> str:
+    values = ", ".join(f"{name}={value:g}" for name, value in terms.items())
     every = state.engine.look_every
     where = state.where if every == 1 else f"{state.where}, or up to {every} steps before"
     unmoved = "the weights have" if every == 1 else "what is saved has"
@@ -285,7 +287,7 @@ class _Saver:
 
     def save(self) -> None:
         if not self.state.is_finite:
-            raise Diverged(_divergence(self.state, self.state.terms, self.state.sums()))
+            raise Diverged(_divergence(self.state, self.state.sums()))
         if self.checkpoint:
             self.checkpoint.save_checkpoint(self.state.state_dict())
         self._last = time.monotonic()

@@ -110,6 +110,8 @@ def part(count: int) -> slice:
 
 def share(items: Shared) -> Shared:
     """This rank's part of the items; raises `DataError` for fewer items than ranks."""
+    if size() == 1:
+        return items
     count = len(items)
     if count < size():
         raise DataError(f"{count} samples or batches cannot be shared among {size()} processes; use fewer")

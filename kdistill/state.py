@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,10 @@ class State:
         self.optimizer = build_optimizer(network, settings.optim)
         self.learning_rate = learning_rate(settings.optim, settings.epochs, self.steps_per_epoch)
         self.scaler = engine.scaler()
-        self.one = torch.ones((), device=engine.device)
+        self._starts: dict[tuple[float, ...], tuple[Tensor, ...]] = {}  # of gradients, by weights
         self.epoch = self.step = 0  # finished epochs; finished steps of the running one
-        self.terms: tuple[str, ...] = ()  # of the running epoch's loss
-        self._sums: list[float] = []  # of each of them over the steps that were looked at
+        self._sums: dict[str, float] = {}  # of each weighted term over the epoch's steps that were looked at
+        self._weights: Mapping[str, float] = {}
         self._unseen: list[Tensor] = []  # the terms of each step since, on the device
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}  # best validation metrics so far
@@ -95,16 +96,19 @@ class State:
     @property
     def is_finite(self) -> bool:
         """Whether all terms of the running epoch's steps are finite numbers."""
-        return all(map(math.isfinite, self.sums()))
+        return all(map(math.isfinite, self.sums().values()))
 
     def set_learning_rate(self) -> None:
         lr = self.learning_rate(self.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def scaled(self, share: float) -> Tensor:
-        """The gradient that a part of a batch starts with."""
-        return self.scaler.scale(self.one if share == 1 else share * self.one)
+    def starts(self, weights: Mapping[str, float], share: float) -> list[Tensor]:
+        """What the gradient of each term starts with in a part of a batch: its weight, scaled for half precision."""
+        values = tuple(share * weight for weight in weights.values())
+        if values not in self._starts:
+            self._starts[values] = torch.tensor(values, device=self.engine.device).unbind()
+        return [self.scaler.scale(start) for start in self._starts[values]]
 
     def optimizer_step(self) -> None:
         if self.settings.optim.clip_norm is not None:
@@ -117,23 +121,23 @@ class State:
             self.ema.update_parameters(self.network)
         self.step += 1
 
-    def record(self, names: tuple[str, ...], terms: Tensor) -> None:
-        """Add the loss's terms in a step, `[names]`, to the epoch's; the names are the same through an epoch."""
-        self.terms = names
+    def record(self, weights: Mapping[str, float], terms: Tensor) -> None:
+        """Add a step's terms, `[weights]`, to the epoch's; the weights are the same through an epoch."""
+        self._weights = weights
         self._unseen.append(terms)
 
-    def sums(self) -> list[float]:
-        """Sum of each term over the running epoch's steps; a GPU is waited for."""
+    def sums(self) -> dict[str, float]:
+        """Sum of each weighted term over the running epoch's steps; a GPU is waited for."""
         if self._unseen:
             unseen = self._unseen[0] if len(self._unseen) == 1 else torch.stack(self._unseen).sum(0)
-            before = self._sums or [0.0] * len(self.terms)
-            self._sums = [a + b for a, b in zip(before, unseen.tolist(), strict=True)]
+            for name, value in weighted(self._weights, unseen).items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
             self._unseen = []
         return self._sums
 
     def mean_terms(self) -> dict[str, float]:
         """Mean of the loss and of its terms over the running epoch."""
-        means = {name: value / self.step for name, value in zip(self.terms, self.sums(), strict=True)}
+        means = {name: value / self.step for name, value in self.sums().items()}
         return {"loss": sum(means.values()), **means}
 
     def end_epoch(self, scores: dict[str, float], images_per_second: float) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class State:
             **{f"validation_{name}": value for name, value in scores.items()},
             "images_per_second": images_per_second,
         }
-        self.epoch, self.step, self.terms, self._sums = self.epoch + 1, 0, (), []
+        self.epoch, self.step, self._sums, self._starts = self.epoch + 1, 0, {}, {}
         self.history.append(row)
         self.waited += 1
         self.consider(scores)
@@ -178,8 +182,8 @@ class State:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "terms": self.terms,
-            "sums": self.sums(),
+            "terms": tuple(self.sums()),
+            "sums": list(self.sums().values()),
             "history": self.history,
             "best": self.best,
             "kept": self.kept,
@@ -200,7 +204,7 @@ class State:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.epoch, self.step, self.waited = saved["epoch"], saved["step"], saved["waited"]
-        self.terms, self._sums = tuple(saved["terms"]), list(saved["sums"])
+        self._sums = dict(zip(saved["terms"], saved["sums"], strict=True))
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
         self.engine.set_random_state(saved["random"])
@@ -218,6 +222,11 @@ class State:
             "kept_weights": fsdp.cut_like(self.averaged.state_dict(), saved["kept_weights"]),
             "optimizer": saved["optimizer"] | {"state": memory},
         }
+
+
+def weighted(weights: Mapping[str, float], terms: Tensor) -> dict[str, float]:
+    """Terms `[weights]` times their weights, by name."""
+    return {name: weight * term for (name, weight), term in zip(weights.items(), terms.tolist(), strict=True)}
 
 
 def usable_batch_size(settings: Training, samples: int) -> int:

@@ -13,6 +13,7 @@ from kdistill import kd_loss
 from kdistill.config.losses import CELoss, KDLoss
 from kdistill.data import Batch
 from kdistill.losses import Objective, Outputs, build_objective
+from kdistill.losses.formula import SoftLoss
 
 
 def logits(n: int = 8, k: int = 10, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -110,7 +111,7 @@ def test_finite_on_extreme_logits(dtype: torch.dtype, T: float) -> None:
         assert torch.isfinite(student.grad).all()
 
 
-def test_formula_adds_weighted_terms() -> None:
+def test_formula_weighs_terms() -> None:
     """alpha * CE + beta * T^2 KL, each under its name, from float64 arithmetic written out here."""
     student, teacher, labels = logits(seed=1), logits(seed=2), torch.arange(8)
     objective = build_objective(kd(alpha=0.3, beta=0.5, T=2), label_smoothing=0.0)
@@ -120,9 +121,24 @@ def test_formula_adds_weighted_terms() -> None:
 
     terms = objective(Outputs(student), batch(labels), Outputs(teacher))
 
-    assert set(terms) == {"hard", "soft"}
-    torch.testing.assert_close(terms["hard"].double(), 0.3 * hard, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(terms["soft"], 0.5 * soft)
+    assert list(terms) == ["hard", "soft"]
+    torch.testing.assert_close(terms["hard"].double(), hard, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(terms["soft"], soft)
+    assert objective.weights == {"hard": 0.3, "soft": 0.5}
+
+
+def test_a_term_of_weight_zero_is_not_computed() -> None:
+    """Neither of labels nor of the teacher; with no weight at all the labels' term is there, and counts nothing."""
+    student, teacher, labels = logits(seed=1), logits(seed=2), torch.arange(8)
+    soft = SoftLoss(kd_loss)
+    for alpha, beta, names in ((1, 0, ["hard"]), (0, 1, ["soft"])):
+        objective = Objective(alpha=alpha, beta=beta, soft=soft, T=2.0)
+        assert (
+            list(objective(Outputs(student), batch(labels), Outputs(teacher)))
+            == names
+            == list(objective.weights)
+        )
+    assert Objective(alpha=0).weights == {"hard": 0}
 
 
 def test_beta_null_means_one_minus_alpha() -> None:

@@ -92,7 +92,7 @@ class FeaturePart:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a network is trained on; calling it returns the weighted terms, which add up to the loss.
+    """What a network is trained on: calling it returns the loss's terms, which `weights` weighs.
 
     `alpha` weighs the task's hard loss with the labels, `beta` the loss on logits. A term of weight zero is not
     computed: with `beta=0` and no features no teacher is asked.
@@ -129,20 +129,26 @@ class Objective:
             features=tuple(replace(part, weight=at(part.weight, progress)) for part in self.features),
         )
 
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term that is computed: `hard`, `soft`, and each feature term's own name."""
+        weights = {"hard": self.alpha, "soft": self.beta if self.soft else 0.0}
+        weights |= {part.name: part.weight for part in self.features}
+        present = {name: at(weight, 1) for name, weight in weights.items()}
+        return {name: weight for name, weight in present.items() if weight > 0} or {"hard": 0.0}
+
     def __call__(self, student: Outputs, batch: Sample, teacher: Outputs | None = None) -> dict[str, Tensor]:
-        """Weighted terms by name: `hard`, `soft`, and each feature term's own."""
-        alpha, beta = at(self.alpha, 1), at(self.beta, 1)
+        """The terms that have a weight, by name, in the order of `weights`."""
         terms: dict[str, Tensor] = {}
-        if alpha > 0:
-            hard = self.task.hard_loss(student.logits, batch.labels, self.label_smoothing)
-            terms["hard"] = alpha * hard
-        if self.soft is not None and beta > 0:
-            terms["soft"] = beta * self._soft(student, batch, teacher)
+        if "hard" in self.weights:
+            terms["hard"] = self.task.hard_loss(student.logits, batch.labels, self.label_smoothing)
+        if "soft" in self.weights:
+            terms["soft"] = self._soft(student, batch, teacher)
         for part in self.features:
-            if (weight := at(part.weight, 1)) > 0:
+            if part.name in self.weights:
                 assert teacher is not None
-                terms[part.name] = weight * part(student, teacher, batch)
-        return terms or {"hard": 0.0 * student.logits.sum()}
+                terms[part.name] = part(student, teacher, batch)
+        return terms
 
     def _soft(self, student: Outputs, batch: Sample, teacher: Outputs | None) -> Tensor:
         assert self.soft is not None

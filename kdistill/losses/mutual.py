@@ -6,6 +6,7 @@ Y. Zhang, T. Xiang, T. Hospedales, H. Lu, "Deep Mutual Learning", CVPR 2018, arX
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,8 +46,12 @@ class MutualObjective:
             self, alpha=at(self.alpha, progress), beta=at(self.beta, progress), T=at(self.T, progress)
         )
 
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        return {"hard": at(self.alpha, 1), "soft": at(self.beta, 1)}
+
     def __call__(self, student: Outputs, batch: Sample, teacher: Outputs | None = None) -> dict[str, Tensor]:
-        """Weighted terms `hard` and `soft` from the peers' logits `[P, N, K]`."""
+        """Terms `hard` and `soft` from the peers' logits `[P, N, K]`."""
         peers = list(student.logits)
         hard = [self.task.hard_loss(logits, batch.labels, self.label_smoothing) for logits in peers]
         soft = [
@@ -55,7 +60,4 @@ class MutualObjective:
             for j, other in enumerate(peers)
             if i != j
         ]
-        return {
-            "hard": at(self.alpha, 1) * torch.stack(hard).sum(),
-            "soft": at(self.beta, 1) * torch.stack(soft).sum(),
-        }
+        return {"hard": torch.stack(hard).sum(), "soft": torch.stack(soft).sum()}
