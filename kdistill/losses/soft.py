@@ -34,7 +34,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, T: float, standardis
     in Knowledge Distillation", CVPR 2024, arXiv 2403.01427.
     """
     student, teacher = wide_pair(student_logits, teacher_logits, standardise)
-    return T**2 * divergence(F.log_softmax(teacher / T, dim=1), F.log_softmax(student / T, dim=1))
+    return divergence(F.log_softmax(teacher / T, dim=1), F.log_softmax(student / T, dim=1), T**2)
 
 
 def reverse_kl_loss(student_logits: Tensor, teacher_logits: Tensor, T: float) -> Tensor:
@@ -48,7 +48,7 @@ def reverse_kl_loss(student_logits: Tensor, teacher_logits: Tensor, T: float) ->
     ICLR 2024, arXiv 2306.08543, which made this direction known; here on class probabilities.
     """
     student, teacher = wide_pair(student_logits, teacher_logits)
-    return T**2 * divergence(F.log_softmax(student / T, dim=1), F.log_softmax(teacher / T, dim=1))
+    return divergence(F.log_softmax(student / T, dim=1), F.log_softmax(teacher / T, dim=1), T**2)
 
 
 def js_loss(student_logits: Tensor, teacher_logits: Tensor, T: float) -> Tensor:
@@ -147,9 +147,10 @@ def standardised(logits: Tensor) -> Tensor:
     return centred / (std + STANDARDISE_EPS)
 
 
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of log probabilities `[N, K]`: sum over classes, mean over samples (never over both)."""
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+def divergence(log_p: Tensor, log_q: Tensor, weight: float = 1.0) -> Tensor:
+    """weight * KL(p || q) of log probabilities `[N, K]`: sum over classes, mean over samples (never over both)."""
+    # one division for mean and weight: of a small network's step, an operation is a measurable part
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / (len(log_q) / weight)
 
 
 def wide(logits: Tensor) -> Tensor:
