@@ -69,7 +69,7 @@ def test_the_control_has_no_teacher_and_all_epochs() -> None:
 
 
 def test_the_control_of_an_experiment_is_not_fine_tuned() -> None:
-    """An experiment's own epochs of fine-tuning would count more than the option `finetune=none`."""
+    """Its epochs are set, since those that an experiment sets count more than the option `finetune=none`."""
     arms = found("experiment=fashion_mnist", "compare.losses=[kd,dist]")
 
     assert [(arm.config.student.epochs, arm.config.finetune.epochs) for arm in arms.values()] == [
@@ -172,7 +172,7 @@ def test_csv_and_table(words: Callable[..., list[str]], tmp_path: Path) -> None:
     assert "the intervals hold together; each alone has 97.5 %" in table.note
     assert f"took another {content['soft_targets_seconds']:.1f} seconds, once for all" in table.note
     assert "kd: 2 seeds find a difference of " in table.note  # two seeds tell next to nothing
-    assert result.message == f"comparison: {tmp_path / 'comparison.json'}"
+    assert result.message == f"comparison: {tmp_path / 'comparison.json'}\nnext: kdistill report {tmp_path}"
     assert result.row["kd verdict"] == "NO DIFFERENCE"
 
 
@@ -279,7 +279,7 @@ def test_as_a_command_and_a_sweep(
     swept = sorted(tmp_path.glob("runs/compare/sweep_*/*/comparison.json"))
 
     assert said.startswith("synthetic: 64 test images, 2 seeds\n")
-    assert said.endswith(f"comparison: {one}\n")
+    assert said.endswith(f"comparison: {one}\nnext: kdistill report {one.parent}\n")
     assert "compare.variants.hot=" in content["command"]
     assert list(content["variants"]) == ["hot"]
     assert "loss.T=8" in content["variants"]["hot"]["words"]

@@ -186,6 +186,16 @@ def test_an_experiment_needs_no_plus(tmp_path: Path) -> None:
     assert _config("experiment=small", "student.epochs=4").student.epochs == 4
 
 
+def test_no_fine_tuning_of_a_recipe() -> None:
+    """A recipe chooses how it is fine-tuned by an option, which another option replaces, wherever it stands."""
+    for words in (
+        ["finetune=none", "experiment=fashion_mnist"],
+        ["experiment=fashion_mnist", "finetune=none"],
+    ):
+        assert _config(*words).finetune.epochs == 0
+    assert _config("experiment=fashion_mnist").finetune.epochs == 3
+
+
 def test_a_parameter_that_an_experiment_set_is_told_as_such(tmp_path: Path) -> None:
     """The user reads who set it and how to take it out; what the user set is not laid to the experiment."""
     _write(

@@ -48,6 +48,7 @@ class MutualObjective:
 
     @cached_property
     def weights(self) -> dict[str, float]:
+        """The weight of each term."""
         return {"hard": at(self.alpha, 1), "soft": at(self.beta, 1)}
 
     def __call__(self, student: Outputs, batch: Sample, teacher: Outputs | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def told(found: Comparison, folder: Path | None) -> Result:
         write_json(place, content(found))
         _flat(found).to_csv(place.with_suffix(".csv"))
         here = Path.cwd()
-        message = f"comparison: {place.relative_to(here) if place.is_relative_to(here) else place}"
+        place = place.relative_to(here) if place.is_relative_to(here) else place
+        message = f"comparison: {place}\nnext: {shlex.join(['kdistill', 'report', str(place.parent)])}"
     return Result(objective=None, row=row, tables=[table(found)], message=message)
 
 
