@@ -103,6 +103,12 @@ class Artifact:
         entries = self.manifest["files"].values()
         return next((entry["bytes"] for entry in entries if entry["sha256"] == self.digest), 0)
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Metrics after each epoch of its training; none of what was not trained."""
+        file = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
     def beside(self, name: str) -> Path:
         """Where a file about the artifact lies that is no part of it; it goes when the artifact does."""
         return self.folder.with_name(f"{self.folder.name}.{name}")

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kdistill import jobfolder
+from kdistill import jobfolder, logs
 from kdistill.config.compose import validate
 from kdistill.config.overrides import users_words
 from kdistill.console import debug
@@ -57,7 +57,10 @@ def task(cfg: DictConfig) -> float | None:
             settings = _settings(cfg)
             words = users_words(HydraConfig.get().overrides.task)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                log.info("job %d: %s", HydraConfig.get().job.num, " ".join(words))
+                number = (
+                    "" if logs.prefix else f"job {HydraConfig.get().job.num}: "
+                )  # a worker's lines all have it
+                log.info("%s%s", number, " ".join(words))
             from kdistill.stages import run_stage
 
             last = Outcome("ok", run_stage(config, words, folder))

@@ -214,7 +214,7 @@ def test_own_files_and_failures_in_workers(monkeypatch: pytest.MonkeyPatch, tmp_
     assert done.returncode == 1
     assert [row["status"].partition(":")[0] for row in table("runs")] == ["ok", "failed", "ok", "failed"]
     assert "2 of 4 jobs failed; logs: runs/run/sweep_" in done.stderr
-    assert "job 0: " in done.stderr
+    assert "\njob 0: dataset=" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -222,6 +222,22 @@ def test_what_is_ended_early_leaves_nothing(runs: Path, monkeypatch: pytest.Monk
     assert result.tables[0].title.endswith(": 2 complete, 2 ended early")
 
 
+def test_students_that_are_there_are_judged_epoch_by_epoch(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who trained a student changes nothing of a study: it is ended early after the same epoch, and stays there."""
+    tune(runs, *SEARCH, "tune.trials=4", "tune.final=false", "tune.pruner=none", "tune.name=all")
+    students = {name: time for name, time in made(runs).items() if "/student/" in name}
+    monkeypatch.setattr(studies, "_pruner", lambda kind, epochs: EveryOther())
+
+    tune(runs, *SEARCH, "tune.trials=4", "tune.final=false", "tune.name=pruned")
+
+    found = json.loads((runs / "studies/pruned/study.json").read_text())["trials"]
+    assert [(trial["state"], trial["epochs"]) for trial in found] == [("COMPLETE", 3), ("PRUNED", 2)] * 2
+    assert len(students) == 4
+    assert students.items() <= made(runs).items()
+
+
 def test_a_trial_that_fails_is_not_the_end(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A learning rate of 1e20 diverges: the reason is kept, and the study has as many finished trials as it should."""
     search = "+search.student.optim.lr={type: choice, choices: [0.05, 0.06, 0.07, 1e20]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,9 +193,5 @@ def parent(artifact: Artifact, role: str) -> Artifact | None:
 
 
 def _courses(artifact: Artifact) -> list[list[dict[str, Any]]]:
-    file = artifact.folder / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
     before = parent(artifact, "student") if artifact.kind == "finetuned" else None
-    return [*(_courses(before) if before else []), rows]
+    return [*(_courses(before) if before else []), *([artifact.history] if artifact.history else [])]

@@ -86,6 +86,11 @@ def _made(job: Job, study: Study, trial: Trial) -> list[Artifact]:
     """The trial's student, and the fine-tuned one. Nothing is left of one that is not worth going on with."""
     try:
         study.look(trial)  # that may have been decided when the trial's process was killed
+        found = job.find_student()
+        for row in found.history if found else []:
+            job.watch(
+                "student", row
+            )  # as if it were trained now: who trained it changes nothing of the study
         student = distill(job)
     except (Pruned, Diverged):
         job.store.abandon("student", key_of(job.identity.student))
