@@ -186,6 +186,33 @@ def test_terms_in_the_history_add_up_to_the_loss() -> None:
     assert row["hard"] + row["soft"] == pytest.approx(row["loss"])
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_terms_are_weighted_in_the_gradient(accumulate: int) -> None:
+    """alpha * CE + beta * T^2 KL, differentiated by hand, moves the weights as `fit` does; and is recorded."""
+    plain, ours = network("mlp"), network("mlp")
+    training = settings(epochs=1, batch_size=96, keep="last", accumulate=accumulate)
+    chunk = sample_order(96, 5, 0)
+    logits, answers = plain(VIEWS(TRAIN.images[chunk], chunk, 0)), torch.arange(4.0)
+    hard = 0.3 * F.cross_entropy(logits, TRAIN.labels[chunk])
+    soft = 2 * kd_loss(logits, answers.expand(96, 4), T=2.0)
+    (hard + soft).backward()
+    optimizer = build_optimizer(plain, training.optim)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(training.optim, 1, 1)(0)
+    optimizer.step()
+
+    objective = Objective(alpha=0.3, beta=2.0, soft=SoftLoss(kd_loss), T=2.0)
+    fitted = fit(
+        ours, DATA, VALIDATION, objective, training, CPU,
+        signal=lambda batch, view, T: Outputs(answers.expand(len(batch.labels), 4)),
+    )  # fmt: skip
+
+    for a, b in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    row = fitted.history[0]
+    assert (row["hard"], row["soft"]) == pytest.approx((hard.item(), soft.item()), rel=1e-5)
+
+
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_is_the_same_batch_in_parts(accumulate: int) -> None:
     """For a network without batch norm, parts of a batch add up to its gradient."""
