@@ -57,9 +57,8 @@ def task(cfg: DictConfig) -> float | None:
             settings = _settings(cfg)
             words = users_words(HydraConfig.get().overrides.task)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                number = (
-                    "" if logs.prefix else f"job {HydraConfig.get().job.num}: "
-                )  # a worker's lines all have it
+                # a worker's lines begin with the number, all of them
+                number = "" if logs.prefix else f"job {HydraConfig.get().job.num}: "
                 log.info("%s%s", number, " ".join(words))
             from kdistill.stages import run_stage
 

@@ -194,4 +194,5 @@ def parent(artifact: Artifact, role: str) -> Artifact | None:
 
 def _courses(artifact: Artifact) -> list[list[dict[str, Any]]]:
     before = parent(artifact, "student") if artifact.kind == "finetuned" else None
-    return [*(_courses(before) if before else []), *([artifact.history] if artifact.history else [])]
+    rows = artifact.history
+    return [*(_courses(before) if before else []), *([rows] if rows else [])]

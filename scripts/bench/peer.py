@@ -193,29 +193,23 @@ def ratios(rows: list[Row]) -> Iterator[str]:
     """How many times faster kdistill's rows are than torchdistill's fastest of the same seed, which ran beside them."""
     for student, name in groups(rows):
         own = [row for row in rows if (row["student"], row["row"]) == (student, name)]
-        peers = [
-            [
-                r
-                for r in rows
-                if (r["student"], r["seed"]) == (student, o["seed"]) and "torchd" in str(r["row"])
-            ]
-            for o in own
-        ]
+        peers = [[row for row in rows if _ran_beside(row, one)] for one in own]
         if not name.startswith("kdistill") or not all(peers):
             continue
-        jobs = [
-            min(float(r["job_seconds"]) for r in p) / float(o["job_seconds"])
-            for o, p in zip(own, peers, strict=True)
-        ]
-        training = [
-            float(o["images_per_second"]) / max(float(r["images_per_second"]) for r in p)
-            for o, p in zip(own, peers, strict=True)
-        ]
+        pairs = list(zip(own, peers, strict=True))
+        jobs = [min(float(r["job_seconds"]) for r in p) / float(o["job_seconds"]) for o, p in pairs]
+        rate = "images_per_second"
+        training = [float(o[rate]) / max(float(r[rate]) for r in p) for o, p in pairs]
         told = [
             f"{what} {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
             for what, found in (("job", jobs), ("training", training))
         ]
         yield f"{student}, {name}, times torchdistill's fastest: {', '.join(told)}"
+
+
+def _ran_beside(row: Row, own: Row) -> bool:
+    same = all(row[key] == own[key] for key in ("student", "seed"))
+    return same and str(row["row"]).startswith("torchdistill")
 
 
 def groups(rows: list[Row]) -> Iterator[tuple[str, str]]:
