@@ -18,7 +18,7 @@ from kdistill.errors import ConfigError
 log = logging.getLogger("kdistill")
 Precision = Literal["fp32", "bf16", "fp16"]
 Tensors = tuple[torch.Tensor, ...]
-#: multiply-adds per image from which bfloat16 makes a network's training at least 1.4 times as fast on a CPU that
+#: multiply-adds per image from which bfloat16 makes a network's training at least 1.6 times as fast on a CPU that
 #: has it; docs/performance.md has the measurements
 WORTH_BF16 = 5e6
 

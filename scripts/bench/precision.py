@@ -5,7 +5,7 @@
 Both as kdistill runs them, weights and images channels_last, batches of 128 random images; in turns in one process,
 so that a busy machine slows both. `training` and `inference` are medians over the rounds of bf16's speed divided by
 fp32's. `device.precision=auto` gives a network bf16 from so many multiply-adds on as `kdistill/engine.py` says,
-where training gains 1.4 and more. Prints one JSON line for each network and a Markdown table.
+where training gains 1.6 and more. Prints one JSON line for each network and a Markdown table.
 """
 
 from __future__ import annotations

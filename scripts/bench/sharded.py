@@ -74,6 +74,7 @@ def train(words: list[str]) -> None:
         "device=cpu",
     ]
     words += ["student.epochs=2", f"student.batch_size={ranks.size() * BATCH_SIZE}", "student.keep=last"]
+    words += ["student.optim.lr=0.001"]  # a perceptron that deep diverges at a student's own
     job = Job.open(load_config(*words, "device.precision=fp32", "loss=ce"))
     data = TrainingData(job.data.train, job.student_views, order_seed=0)
     start = now()
