@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +25,7 @@ from kdistill.errors import Diverged, Interrupted
 from kdistill.features import observe
 from kdistill.losses import Outputs, Sample
 from kdistill.records import Progress
-from kdistill.state import Fitted, State, weighted
+from kdistill.state import Fitted, State
 from kdistill.stopping import StopRequest, stop_requests
 from kdistill.tasks import Task
 from kdistill.teachers import TeacherSignal
@@ -170,7 +169,6 @@ def train_step(
     Gradients are accumulated over parts of the batch, to save memory.
     """
     state.set_learning_rate()
-    means: list[Tensor] = []  # of each part, the loss's terms
     parts = list(batch.chunks(state.settings.optim.accumulate))
     for part in parts:
         share = len(part) / len(batch) * ranks.weight(state.batch_size)
@@ -179,26 +177,21 @@ def train_step(
             terms = step(part, objective, teacher)
             # each term's gradient starts with its weight in the sum, which needs no operation of its own
             torch.autograd.backward(list(terms.values()), state.starts(objective.weights, share))
-        means.append(_times(share, torch.stack([value.detach().float() for value in terms.values()])))
-    mean = ranks.mean(reduce(torch.add, means))
-    state.record(objective.weights, mean)
-    if state.looks_at_loss and not state.is_finite:
-        raise Diverged(_divergence(state, weighted(objective.weights, mean)))
+        state.tally.add(state.step, share, objective.weights, terms)
+    if state.looks_at_loss:
+        _check_finite(state)
     state.optimizer_step()
 
 
-def _times(share: float, value: Tensor) -> Tensor:
-    """Their product; of a small network's step, the operation saved for a share of 1 is a measurable part."""
-    return value if share == 1 else share * value
-
-
-def _divergence(state: State, terms: Mapping[str, float]) -> str:
-    values = ", ".join(f"{name}={value:g}" for name, value in terms.items())
-    every = state.engine.look_every
-    where = state.where if every == 1 else f"{state.where}, or up to {every} steps before"
-    unmoved = "the weights have" if every == 1 else "what is saved has"
-    return (
-        f"the loss is not finite at {where} (terms: {values}); {unmoved} not moved on it."
+def _check_finite(state: State) -> None:
+    """Raise `Diverged` where the loss of a step since the last look is not finite."""
+    broken = state.tally.look().broken
+    if broken is None:
+        return
+    values = ", ".join(f"{name}={value:g}" for name, value in broken.terms.items())
+    unmoved = "the weights have" if broken.step == state.step else "what is saved has"
+    raise Diverged(
+        f"the loss is not finite at {state.place(broken.step)} (terms: {values}); {unmoved} not moved on it."
         f" A smaller optim.lr (now {state.settings.optim.lr:g}), optim.clip_norm=1 or device.precision=fp32 may help"
     )
 
@@ -286,8 +279,7 @@ class _Saver:
         self._stop_if(wish == 2)
 
     def save(self) -> None:
-        if not self.state.is_finite:
-            raise Diverged(_divergence(self.state, self.state.sums()))
+        _check_finite(self.state)
         if self.checkpoint:
             self.checkpoint.save_checkpoint(self.state.state_dict())
         self._last = time.monotonic()

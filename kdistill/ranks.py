@@ -166,13 +166,13 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(received, counts, strict=True)])
 
 
-def mean(values: Tensor) -> Tensor:
-    """Each value's mean over the ranks."""
+def means(scalars: list[Tensor]) -> list[Tensor]:
+    """Each scalar's mean over the ranks, in float32."""
     if size() == 1:
-        return values
-    total = values.clone()
+        return scalars
+    total = torch.stack(scalars).float()
     dist.all_reduce(total)
-    return total / size()
+    return list(total / size())
 
 
 def most(count: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from kdistill.engine import Engine
 from kdistill.errors import DataError
 from kdistill.learners import Learner
 from kdistill.optim import build_optimizer, learning_rate
+from kdistill.tally import Tally
 from kdistill.tasks import Task
 
 log = logging.getLogger("kdistill")
@@ -54,9 +54,7 @@ class State:
         self.scaler = engine.scaler()
         self._starts: dict[tuple[float, ...], tuple[Tensor, ...]] = {}  # of gradients, by weights
         self.epoch = self.step = 0  # finished epochs; finished steps of the running one
-        self._sums: dict[str, float] = {}  # of each weighted term over the epoch's steps that were looked at
-        self._weights: Mapping[str, float] = {}
-        self._unseen: list[Tensor] = []  # the terms of each step since, on the device
+        self.tally = Tally()  # of the running epoch
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}  # best validation metrics so far
         self.kept: dict[str, float] = {}  # validation metrics of the kept state
@@ -85,18 +83,17 @@ class State:
 
     @property
     def where(self) -> str:
+        return self.place(self.step)
+
+    def place(self, step: int) -> str:
+        """A step of the running epoch, in words."""
         epoch = min(self.epoch + 1, self.settings.epochs)
-        return f"epoch {epoch}/{self.settings.epochs} step {self.step}/{self.steps_per_epoch}"
+        return f"epoch {epoch}/{self.settings.epochs} step {step}/{self.steps_per_epoch}"
 
     @property
     def looks_at_loss(self) -> bool:
         """Whether this step's loss is looked at: each on a CPU, elsewhere now and then, and the epoch's last."""
         return (self.step + 1) % self.engine.look_every == 0 or self.step + 1 == self.steps_per_epoch
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all terms of the running epoch's steps are finite numbers."""
-        return all(map(math.isfinite, self.sums().values()))
 
     def set_learning_rate(self) -> None:
         lr = self.learning_rate(self.steps_done)
@@ -121,23 +118,9 @@ class State:
             self.ema.update_parameters(self.network)
         self.step += 1
 
-    def record(self, weights: Mapping[str, float], terms: Tensor) -> None:
-        """Add a step's terms, `[weights]`, to the epoch's; the weights are the same through an epoch."""
-        self._weights = weights
-        self._unseen.append(terms)
-
-    def sums(self) -> dict[str, float]:
-        """Sum of each weighted term over the running epoch's steps; a GPU is waited for."""
-        if self._unseen:
-            unseen = self._unseen[0] if len(self._unseen) == 1 else torch.stack(self._unseen).sum(0)
-            for name, value in weighted(self._weights, unseen).items():
-                self._sums[name] = self._sums.get(name, 0.0) + value
-            self._unseen = []
-        return self._sums
-
     def mean_terms(self) -> dict[str, float]:
-        """Mean of the loss and of its terms over the running epoch."""
-        means = {name: value / self.step for name, value in self.sums().items()}
+        """Mean of the loss and of its terms over the running epoch; a GPU is waited for."""
+        means = {name: value / self.step for name, value in self.tally.look().sums.items()}
         return {"loss": sum(means.values()), **means}
 
     def end_epoch(self, scores: dict[str, float], images_per_second: float) -> dict[str, Any]:
@@ -148,7 +131,7 @@ class State:
             **{f"validation_{name}": value for name, value in scores.items()},
             "images_per_second": images_per_second,
         }
-        self.epoch, self.step, self._sums, self._starts = self.epoch + 1, 0, {}, {}
+        self.epoch, self.step, self.tally, self._starts = self.epoch + 1, 0, Tally(), {}
         self.history.append(row)
         self.waited += 1
         self.consider(scores)
@@ -175,6 +158,7 @@ class State:
     def state_dict(self) -> dict[str, Any]:
         """All of it, sharded or not. Of sharded networks the main rank gets all, and all ranks call this together."""
         self._count_seconds()
+        sums = self.tally.look().sums
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -182,8 +166,8 @@ class State:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "terms": tuple(self.sums()),
-            "sums": list(self.sums().values()),
+            "terms": tuple(sums),
+            "sums": list(sums.values()),
             "history": self.history,
             "best": self.best,
             "kept": self.kept,
@@ -204,7 +188,7 @@ class State:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.epoch, self.step, self.waited = saved["epoch"], saved["step"], saved["waited"]
-        self._sums = dict(zip(saved["terms"], saved["sums"], strict=True))
+        self.tally = Tally(dict(zip(saved["terms"], saved["sums"], strict=True)))
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.best, self.kept, self.kept_weights = saved["best"], saved["kept"], saved["kept_weights"]
         self.engine.set_random_state(saved["random"])
@@ -222,11 +206,6 @@ class State:
             "kept_weights": fsdp.cut_like(self.averaged.state_dict(), saved["kept_weights"]),
             "optimizer": saved["optimizer"] | {"state": memory},
         }
-
-
-def weighted(weights: Mapping[str, float], terms: Tensor) -> dict[str, float]:
-    """Terms `[weights]` times their weights, by name."""
-    return {name: weight * term for (name, weight), term in zip(weights.items(), terms.tolist(), strict=True)}
 
 
 def usable_batch_size(settings: Training, samples: int) -> int:

@@ -30,12 +30,12 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def test_alone_everything_is_as_it_was() -> None:
     """One process has all of the work, and decides alone."""
-    rows, terms, module = torch.arange(3), {"hard": torch.tensor(1.0)}, torch.nn.Linear(1, 1)
+    rows, terms, module = torch.arange(3), [torch.tensor(1.0)], torch.nn.Linear(1, 1)
 
     assert ranks.share(rows) is not None
     assert torch.equal(ranks.share(rows), rows)
     assert ranks.gather(rows) is rows
-    assert ranks.mean(terms) is terms
+    assert ranks.means(terms) is terms
     assert ranks.wrap(module) is module
     assert (ranks.size(), ranks.rank(), ranks.weight(3)) == (1, 0, 1.0)
     assert ranks.agree(True)
@@ -266,7 +266,7 @@ def test_what_two_tell_each_other(results: list[dict[str, Any]]) -> None:
     assert [part["weight"] for part in (main, other)] == [0.8, 1.2]
     for result in (main, other):
         assert result["gathered"].tolist() == [0, 1, 0, 1, 2]
-        assert result["mean"].tolist() == [1.5, 2.0]
+        assert result["means"] == [1.5, 2.0]
         assert result["agree"] == [False, True, True]
         assert result["decided"] == [False, True]
 

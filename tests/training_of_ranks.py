@@ -73,7 +73,7 @@ def everything() -> dict[str, object]:
         "share": ranks.share(torch.arange(5)),
         "weight": ranks.weight(5),
         "gathered": ranks.gather(torch.arange(5)[: 2 + ranks.rank()]),
-        "mean": ranks.mean(torch.tensor([1.0 + ranks.rank(), 2.0])),
+        "means": ranks.means([torch.tensor(1.0 + ranks.rank()), torch.tensor(2.0)]),
         "agree": [ranks.agree(False), ranks.agree(ranks.rank() == 1), ranks.agree(True)],
         "decided": [ranks.decided(ranks.rank() == 1), ranks.decided(ranks.is_main())],
     }
