@@ -19,6 +19,7 @@ from kdistill.config.compose import validate
 from kdistill.config.overrides import users_words
 from kdistill.console import debug
 from kdistill.errors import Interrupted, KdistillError, PeerLost, StorageError, UserError, first_line
+from kdistill.stopping import stop_requests
 
 if TYPE_CHECKING:
     from kdistill.records import Result
@@ -67,11 +68,14 @@ def task(cfg: DictConfig) -> float | None:
             last = Outcome("interrupted", error=str(ex), exit_code=Interrupted.exit_code)
             raise KeyboardInterrupt(str(ex)) from ex
         except Exception as ex:
-            last = _failed(ex, Path(str(cfg.runs)), folder)
+            with stop_requests():  # a process whose peer has died is told to stop while it says so
+                last = _failed(ex, Path(str(cfg.runs)), folder)
         finally:
-            # The disk may be full: what `last` says must not be lost to that.
-            with suppress(OSError):
+            # The disk may be full: what `last` says must not be lost to that, nor to a signal.
+            with suppress(OSError), stop_requests() as stop:
                 _record(folder, last, settings)
+            if stop and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise KeyboardInterrupt
     if last.result is None:
         return math.nan
     return last.result.objective

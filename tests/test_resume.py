@@ -1,5 +1,6 @@
 """SIGKILL at any moment, then the same command: the same weights as without the kill."""
 
+import json
 import os
 import random
 import re
@@ -108,6 +109,34 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: int) -> None
     assert re.search(r"teacher: going on at epoch \d+ of 300, step \d+", wait_for_line(again, "going on"))
     os.kill(again.pid, signal.SIGKILL)
     again.communicate()
+
+
+#: the command, with a signal in the middle of writing how it ended
+SIGNALLED = """
+import os, signal, sys
+from kdistill import jobfolder
+from kdistill.__main__ import main
+
+write = jobfolder.write_result
+
+def signalled(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    write(*args)
+
+jobfolder.write_result = signalled
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("lr", "code", "status"), [(0.1, 0, "ok"), (1e30, 1, "failed")])
+def test_a_signal_does_not_cut_off_how_a_job_ended(lr: float, code: int, status: str, tmp_path: Path) -> None:
+    """As torchrun sends one to a process whose peer has died, while that one says so."""
+    words = ["train-teacher", *TINY, f"teacher.optim.lr={lr}", f"runs={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, *words], capture_output=True, text=True)
+
+    assert done.returncode == code, done.stderr
+    (result,) = tmp_path.glob("train-teacher/*/result.json")
+    assert json.loads(result.read_text())["status"] == status
 
 
 @pytest.mark.slow
