@@ -3,7 +3,7 @@
     python scripts/bench/step.py [--student tiny resnet8 resnet20] [--rounds 25] [--threads 2]
 
 For each student, three ways to take the same number of steps on Fashion-MNIST (crop and flip, batch 128, SGD),
-interleaved in one process, and the median ratio over the rounds:
+interleaved in one process, and the median and the quartiles of the rounds' ratios:
 
 - distil: kdistill's loop, KD at T=4 from soft targets stored for every view;
 - plain: kdistill's loop with labels alone;
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure(words: list[str], rounds: int) -> dict[str, float]:
-    """Images per second of each way, medians over the rounds, and the medians of the rounds' ratios.
+    """Images per second of each way, medians over the rounds, and quartiles of the rounds' ratios.
 
     `words` are the settings of kdistill: data set, device, student. The last epoch of each training counts.
     """
@@ -89,7 +89,8 @@ def measure(words: list[str], rounds: int) -> dict[str, float]:
     row: dict[str, float] = {way: round(statistics.median(rates)) for way, rates in found.items()}
     for base in ("plain", "limit"):
         ratios = [a / b for a, b in zip(found["distil"], found[base], strict=True)]
-        row[f"distil/{base}"] = round(statistics.median(ratios), 3)
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).round(3).tolist()
+        row |= {f"distil/{base}": middle, f"{base} 25 %": low, f"{base} 75 %": high}
     return row
 
 
