@@ -26,6 +26,7 @@ LAYERS = [
         "shards",
         "statistics",
         "stored",
+        "tally",
         "formats",
         "jobfolder",
         "trackers",

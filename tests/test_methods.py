@@ -27,7 +27,7 @@ from kdistill.identity import TEACHERLESS
 from kdistill.loop import predict
 from kdistill.models import build_network, fit_state, load_state
 from kdistill.stages.job import Job
-from kdistill.state import State
+from kdistill.tally import Tally
 
 DIGITS = (
     "dataset=digits",
@@ -305,16 +305,16 @@ def test_a_stopped_run_ends_with_the_same_weights(
     words = ("loss=kd", f"feature={feature}", "student.optim.ema=0.9")
     straight = distill(digits(*words))
     steps = 0
-    real = State.record
+    real = Tally.add
 
-    def stopping(self: State, names: tuple[str, ...], terms: Tensor) -> None:
+    def stopping(self: Tally, *added: Any) -> None:
         nonlocal steps
-        real(self, names, terms)
+        real(self, *added)
         steps += 1
         if steps == stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(State, "record", stopping)
+    monkeypatch.setattr(Tally, "add", stopping)
     where = f"epoch {stop_after // 10 + 1}/4 step {stop_after % 10}/10"
     with pytest.raises(Interrupted, match=f"stopped at {where}; the state is saved"):
         distill(copied(*words))

@@ -16,7 +16,7 @@ from kdistill.artifacts import Artifact
 from kdistill.config.schema import Config
 from kdistill.errors import Interrupted
 from kdistill.losses import build_objective
-from kdistill.state import State
+from kdistill.tally import Tally
 from tests.conftest import TINY
 
 #: no augmentation, one batch of all samples and hardly a step: every epoch sees the same student and images
@@ -178,16 +178,16 @@ def test_a_resumed_run_has_the_same_ramps(
     shutil.copytree(runs / "artifacts" / "teacher", tmp_path / "artifacts" / "teacher")
     config = load_config(*TINY, f"runs={tmp_path}", *words)
     steps = 0
-    real = State.record
+    real = Tally.add
 
-    def stopping(self: State, names: tuple[str, ...], terms: Tensor) -> None:
+    def stopping(self: Tally, *added: Any) -> None:
         nonlocal steps
-        real(self, names, terms)
+        real(self, *added)
         steps += 1
         if steps == 13:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(State, "record", stopping)
+    monkeypatch.setattr(Tally, "add", stopping)
     with pytest.raises(Interrupted, match="stopped at epoch 2/3 step 4/9"):
         distill(config)
     again = distill(config)
