@@ -170,6 +170,7 @@ def train_step(
     """
     state.set_learning_rate()
     parts = list(batch.chunks(state.settings.optim.accumulate))
+    seen: list[tuple[float, list[Tensor]]] = []  # of each part its share and the loss's terms
     for part in parts:
         share = len(part) / len(batch) * ranks.weight(state.batch_size)
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
@@ -177,7 +178,8 @@ def train_step(
             terms = step(part, objective, teacher)
             # each term's gradient starts with its weight in the sum, which needs no operation of its own
             torch.autograd.backward(list(terms.values()), state.starts(objective.weights, share))
-        state.tally.add(state.step, share, objective.weights, terms)
+        seen.append((share, [term.detach() for term in terms.values()]))
+    state.tally.add(state.step, objective.weights, seen)
     if state.looks_at_loss:
         _check_finite(state)
     state.optimizer_step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -32,13 +33,21 @@ class Tally:
     _weights: Mapping[str, float] = field(default_factory=dict)
     _unseen: list[tuple[int, list[Tensor]]] = field(default_factory=list)
 
-    def add(self, step: int, share: float, weights: Mapping[str, float], terms: Mapping[str, Tensor]) -> None:
-        """Add a part of a step that is `share` of it: scalars, by name; the weights are the same through an epoch."""
-        values = [term.detach() for term in terms.values()]
-        if share != 1:  # of a small network's step, an operation saved is a measurable part
-            values = [share * value for value in values]
+    def add(
+        self, step: int, weights: Mapping[str, float], parts: Sequence[tuple[float, list[Tensor]]]
+    ) -> None:
+        """Add a step; the weights are the same through an epoch.
+
+        Args:
+            step: its number in the epoch, counted from 0.
+            weights: of each term.
+            parts: of each part of the batch its share of it, and the terms before their weight: scalars, detached.
+        """
+        # of a small network's step, an operation saved for a share of 1 is a measurable part
+        rows = [terms if share == 1 else [share * term for term in terms] for share, terms in parts]
+        whole = [reduce(torch.add, column) for column in zip(*rows, strict=True)]
         self._weights = weights
-        self._unseen.append((step, ranks.means(values)))
+        self._unseen.append((step, ranks.means(whole)))
 
     def look(self) -> Tally:
         """Count in what was added since the last look."""
@@ -55,9 +64,8 @@ class Tally:
 
 def _numbers(rows: Sequence[Sequence[Tensor]]) -> list[list[float]]:
     """Scalars as numbers, of which each row has equally many; a GPU is waited for once."""
-    if (
-        len(rows) < 2
-    ):  # as on a CPU, where of few numbers each by itself is quicker than one operation for all
+    # one row, as on a CPU: each number by itself is quicker than one operation for all
+    if len(rows) < 2:
         return [[value.item() for value in row] for row in rows]
     flat: list[float] = torch.stack([value for row in rows for value in row]).tolist()
     width = len(rows[0])

@@ -139,6 +139,16 @@ def test_a_signal_does_not_cut_off_how_a_job_ended(lr: float, code: int, status:
     assert json.loads(result.read_text())["status"] == status
 
 
+def test_a_signal_at_the_end_of_a_job_ends_its_sweep(tmp_path: Path) -> None:
+    """It is not lost to the record: the next job is not begun."""
+    words = ["train-teacher", "-m", *TINY, "teacher.seed=0,1", f"runs={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, *words], capture_output=True, text=True)
+
+    assert done.returncode == 130, done.stderr
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("train-teacher/*/*/result.json")]
+    assert [(result["job"], result["status"]) for result in results] == [(0, "ok")]
+
+
 @pytest.mark.slow
 def test_two_at_once_make_each_artifact_once(tmp_path: Path) -> None:
     """Two equal commands at the same time: both succeed, one of them waits, nothing is made twice."""

@@ -87,10 +87,9 @@ def _made(job: Job, study: Study, trial: Trial) -> list[Artifact]:
     try:
         study.look(trial)  # that may have been decided when the trial's process was killed
         found = job.find_student()
+        # as if it were trained now: who trained it changes nothing of the study
         for row in found.history if found else []:
-            job.watch(
-                "student", row
-            )  # as if it were trained now: who trained it changes nothing of the study
+            job.watch("student", row)
         student = distill(job)
     except (Pruned, Diverged):
         job.store.abandon("student", key_of(job.identity.student))
