@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdistill import ranks
 from kdistill.averaging import AverageOf, average, log_mixture
 from kdistill.classes import ClassMap
-from kdistill.data import Batch
+from kdistill.data import Batch, Together
 from kdistill.engine import Engine
 from kdistill.estimators import estimator_logits, estimator_values
 from kdistill.features import observe
@@ -156,13 +156,24 @@ class StoredTeacher:
         mixture: Callable[[Sequence[Tensor], Sequence[float], float], Tensor] = log_mixture,
     ) -> None:
         self._stored, self._mixture = stored, mixture
+        self._ahead: tuple[Together | None, int, Sequence[Tensor]] = None, 0, ()
 
     def __call__(self, batch: Batch, view: int, T: float) -> Outputs:
-        logits = self._stored.logits(view, batch.indices)
+        logits = self._logits(batch, view)
         if batch.mixed_with is not None:
             others = self._stored.logits(view, batch.mixed_with)
             logits = self._mixture([logits, others], [batch.share, 1 - batch.share], T)
         return Outputs(logits)
+
+    def _logits(self, batch: Batch, view: int) -> Tensor:
+        """Logits `[N, K]` of a batch, looked up for all batches that were read together at once."""
+        together = batch.together
+        if together is None:
+            return self._stored.logits(view, batch.indices)
+        if self._ahead[0] is not together or self._ahead[1] != view:
+            answers = self._stored.logits(view, together.indices).split(together.sizes)
+            self._ahead = together, view, answers
+        return self._ahead[2][batch.place]
 
 
 class MappedTeacher:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
+from functools import cached_property
 
 from kdistill import ranks
-from kdistill.data import Batch, Mixing, Split, Views, sample_order, slices
-
-#: so many bytes of small images are augmented at once; they fit the cache of a CPU
-AT_ONCE_BYTES = 2**20
+from kdistill.data import Batch, Mixing, Shown, Split, Views, sample_order, slices
 
 
 @dataclass(frozen=True)
@@ -43,12 +39,15 @@ class TrainingData:
         parts = slices(order[start * batch_size : whole], batch_size)
         if self.mixing is None:  # else a partner may be in another rank's share
             parts = [ranks.share(part) for part in parts]
-        shown = show(self.split.read(parts), view, self.views, self.teacher_views)
-        for step, batch in enumerate(shown, start):
+        for step, batch in enumerate(self._shown.read(parts, view), start):
             if len(batch):
                 yield ranks.share(self._mixed(batch, epoch, step)) if self.mixing else batch
             else:
                 ranks.refuse_idle()
+
+    @cached_property
+    def _shown(self) -> Shown:
+        return Shown(self.split, self.views, self.teacher_views)
 
     def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
         assert self.mixing is not None
@@ -58,36 +57,3 @@ class TrainingData:
             shown = self.mixing.mix(shown, batch.labels, epoch, step, self.classes).images
         others = batch.indices[mixed.partner]
         return Batch(mixed.images, mixed.labels, batch.indices, shown, others, mixed.lam)
-
-
-def show(
-    batches: Iterable[Batch], view: int, views: Views, teacher_views: Views | None = None
-) -> Iterator[Batch]:
-    """The batches with their images as they are shown in a view, and what the teacher is shown if that differs.
-
-    Several batches of small images are augmented at once: what their many small operations cost is paid once.
-    """
-    for group in _groups(batches):
-        if not any(map(len, group)):
-            yield from group  # there is nothing to show, nor to draw for
-            continue
-        images, indices = (torch.cat([getattr(b, name) for b in group]) for name in ("images", "indices"))
-        shown = views(images, indices, view)
-        to_teacher = teacher_views(images, indices, view) if teacher_views else None
-        done = 0
-        for batch in group:
-            rows = slice(done, done := done + len(batch))
-            theirs = None if to_teacher is None else to_teacher[rows]
-            yield Batch(shown[rows], batch.labels, batch.indices, theirs)
-
-
-def _groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """Consecutive batches, together about `AT_ONCE_BYTES` of images; larger ones each by itself."""
-    group: list[Batch] = []
-    for batch in batches:
-        group.append(batch)
-        if sum(one.images.nbytes for one in group) + batch.images.nbytes > AT_ONCE_BYTES:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -10,7 +10,8 @@ import torch
 
 from kdistill import distill, load_network, make_soft_targets, train_teacher
 from kdistill.config.schema import Config
-from kdistill.data import Batch
+from kdistill.data import Batch, Shown, Views
+from kdistill.data.splits import ArraySplit
 from kdistill.engine import Engine
 from kdistill.models import build_classifier
 from kdistill.stored import AllLogits, Reader
@@ -70,6 +71,32 @@ def test_stored_logits_are_found_by_view_and_sample(tmp_path: Path, in_memory: i
 
     assert rows.tolist() == [[21, 22, 23], [12, 13, 14]]
     assert rows.dtype == torch.float32
+
+
+def test_stored_logits_are_looked_up_once_for_batches_read_together(tmp_path: Path) -> None:
+    """Each batch gets its own rows, in the view that is asked for; a part of a batch is looked up by itself."""
+    logits = np.arange(2 * 6 * 3).reshape(2, 6, 3).astype("float32")
+    np.save(tmp_path / "logits.npy", logits)
+    asked: list[list[int]] = []
+
+    class Counted(Reader):
+        def logits(self, view: int, indices: torch.Tensor) -> torch.Tensor:
+            asked.append(indices.tolist())
+            return super().logits(view, indices)
+
+    signal = StoredTeacher(Counted(tmp_path / "logits.npy", AllLogits(logits.shape, "float32"), CPU.device))
+    split = ArraySplit(torch.zeros(6, 1, 1, 1, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
+    parts = [torch.tensor([5, 0]), torch.tensor([2, 1]), torch.tensor([3])]
+    batches = list(Shown(split, Views(seed=0, crop=0, flip=False)).read(parts, 1))
+
+    for batch in batches:
+        assert signal(batch, 1, 4.0).logits.tolist() == logits[1][batch.indices.numpy()].tolist()
+    assert asked == [[5, 0, 2, 1, 3]]
+    assert signal(batches[1], 0, 4.0).logits.tolist() == logits[0][[2, 1]].tolist()
+    assert signal(batches[1][1:], 0, 4.0).logits.tolist() == logits[0][[1]].tolist()
+    assert asked[1:] == [[5, 0, 2, 1, 3], [1]]
+    other = next(Shown(split, Views(seed=0, crop=0, flip=False)).read(parts[::-1], 0))
+    assert signal(other, 0, 4.0).logits.tolist() == logits[0][[3]].tolist()
 
 
 def student_weights(config: Config) -> dict[str, torch.Tensor]:

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdistill import training_data
-from kdistill.data.splits import ArraySplit
-from kdistill.data.views import _GOLDEN, ORDER, VIEWS, Views, _mix, random_bits
-from kdistill.training_data import show
+from kdistill.data import views as module
+from kdistill.data.geometry import Erase
+from kdistill.data.views import _GOLDEN, ORDER, VIEWS, Views, Windows, _mix, random_bits
 
 
 def images_of(n: int, channels: int = 1, height: int = 7, width: int = 9) -> Tensor:
@@ -144,35 +143,40 @@ def test_streams_of_one_seed_differ() -> None:
     assert abs(agreeing - 320_000) < 2_000
 
 
-def test_batches_shown_together_are_those_shown_alone() -> None:
-    """Small batches are augmented in groups: in any group, also beside one without readable images, nothing differs."""
-    images = torch.randint(0, 256, (11, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
-    split, views = ArraySplit(images, torch.arange(11)), Views(seed=1, crop=2, flip=True)
-    parts = [*torch.arange(11).split(4), torch.arange(0)]
+@pytest.mark.parametrize(("crop", "flip"), [(0, False), (2, False), (0, True), (3, True)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("ready", [True, False], ids=["ready", "too large"])
+def test_images_made_ready_give_the_same_pixels(
+    crop: int, flip: bool, dtype: torch.dtype, ready: bool
+) -> None:
+    """Views over a whole split are those of the images at any positions, also repeated ones, in any order."""
+    images = images_of(30, channels=3).to(dtype)
+    views = Views(seed=3, crop=crop, flip=flip, then=(Erase(3),))
+    show = views.over(images, room=Windows.bytes(images, crop, flip) - (not ready))
+    positions = torch.tensor([29, 3, 3, 0, 17])
 
-    together = list(show(split.read(parts), 3, views, views))
-    alone = [next(show(split.read([part]), 3, views, views)) for part in parts]
-    assert [len(batch) for batch in together] == [4, 4, 3, 0]
-    for one, other in zip(together, alone, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.images, views(images[one.indices], one.indices, 3))
-        assert torch.equal(one.labels, one.indices)
-        if len(one):
-            assert one.teacher_images is not None
-            assert torch.equal(one.teacher_images, one.images)
+    for view in (0, 4):
+        shown = show(positions, view)
+        assert torch.equal(shown, views(images[positions], positions, view))
+        assert shown.is_contiguous()
+    assert show(positions[:0], 0).shape == (0, 3, 7, 9)
 
 
-def test_batches_are_shown_in_groups_of_some_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as fit `AT_ONCE_BYTES`; a larger batch by itself; none waits for more than its group."""
-    monkeypatch.setattr(training_data, "AT_ONCE_BYTES", 2 * 4 * 64)
-    seen: list[int] = []
+def test_images_that_are_too_large_are_not_made_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the very byte that their windows take: twice the padded images where they are flipped."""
+    made: list[int] = []
 
-    class Counted(Views):
-        def __call__(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
-            seen.append(len(images))
-            return super().__call__(images, indices, view)
+    class Counted(Windows):
+        def __init__(self, images: Tensor, crop: int, mirrored: bool) -> None:
+            super().__init__(images, crop, mirrored)
+            made.append(len(images))
 
-    split = ArraySplit(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.zeros(40))
-    list(show(split.read(torch.arange(20).split(4)), 0, Counted(0, 1, True)))
-    list(show(split.read(torch.arange(40).split(20)), 0, Counted(0, 1, True)))
-    assert seen == [8, 8, 4, 20, 20]
+    monkeypatch.setattr(module, "Windows", Counted)
+    images, few = images_of(10, height=8, width=8), torch.arange(4)
+    for flip, needed in ((False, 10 * 100), (True, 2 * 10 * 100)):
+        views = Views(seed=0, crop=1, flip=flip)
+        assert Windows.bytes(images, 1, flip) == needed
+        views.over(images, needed - 1)(few, 0)
+        ready = views.over(images, needed)
+        ready(few, 0), ready(few, 1)
+    assert made == [4, 10, 4, 10]

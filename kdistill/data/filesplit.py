@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kdistill.data.batch import Batch
 from kdistill.data.decoding import Decoded, ImageFiles
-from kdistill.data.splits import ArraySplit, Batch, batches_of, slices
+from kdistill.data.splits import ArraySplit, batches_of, slices
 from kdistill.errors import DataError
 
 _log = logging.getLogger("kdistill")

@@ -10,7 +10,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from kdistill.data.splits import Batch, Split, batches_of, slices
+from kdistill.data.batch import Batch
+from kdistill.data.splits import Split, batches_of, slices
 
 
 @dataclass(frozen=True, eq=False)

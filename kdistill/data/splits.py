@@ -13,44 +13,9 @@ import torch
 from torch import Tensor
 
 from kdistill.config.data import TaskName
+from kdistill.data.batch import Batch
 from kdistill.data.views import CUT, ORDER, random_bits
 from kdistill.errors import DataError
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Part of a split.
-
-    `images`: `[N, C, H, W]`, uint8 for pixels, floating for other inputs; `labels`: int64 `[N]`, -1 without a
-    label, or float `[N, D]` for the other tasks; `indices`: positions in the split, int64 `[N]`.
-    `teacher_images`: what the teacher is shown, None for the same. `mixed_with`: positions of the images that
-    these were mixed with, int64 `[N]`, and `share`: the images' own share.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    teacher_images: Tensor | None = None
-    mixed_with: Tensor | None = None
-    share: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, rows: slice) -> Batch:
-        teacher_images = None if self.teacher_images is None else self.teacher_images[rows]
-        mixed_with = None if self.mixed_with is None else self.mixed_with[rows]
-        shown = self.images[rows], self.labels[rows], self.indices[rows]
-        return Batch(*shown, teacher_images, mixed_with, self.share)
-
-    def chunks(self, count: int) -> Iterator[Batch]:
-        """Cut into `count` consecutive parts, as alike as possible."""
-        if count == 1:
-            yield self
-            return
-        size = -(-len(self) // count)
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
 
 
 class Split(Protocol):

@@ -7,12 +7,12 @@ Batch size, order, worker count and device change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # The constants of splitmix64, as signed numbers (Steele, Lea, Flood 2014: Fast splittable pseudorandom
@@ -76,6 +76,46 @@ class Change(Protocol):
         ...
 
 
+class Windows:
+    """Images with room for all their windows: each, and its mirror image, is one piece of memory, copied at once.
+
+    A piece goes from the window's first pixel to its last, with the ends of rows that do not belong to it: on CPU
+    twice as fast as a position for every pixel.
+    """
+
+    def __init__(self, images: Tensor, crop: int, mirrored: bool) -> None:
+        """`images`: `[n, C, H, W]`, which get `crop` black pixels on every side; `mirrored`: also the other way."""
+        n, channels, height, width = images.shape
+        self._crop, self._shape = crop, images.shape
+        high, wide = height + 2 * crop, width + 2 * crop
+        padded = images.new_zeros(1 + mirrored, n, channels, high, wide)
+        inner = padded[..., crop : crop + height, crop : crop + width]
+        inner[0] = images
+        if mirrored:
+            inner[1] = images.flip(3)
+        self._wide, self._area = wide, high * wide
+        self._length = (height - 1) * wide + width
+        self._pieces = padded.as_strided((max(0, padded.numel() - self._length + 1), self._length), (1, 1))
+
+    @staticmethod
+    def bytes(images: Tensor, crop: int, mirrored: bool) -> int:
+        """What they take of memory."""
+        n, channels, height, width = images.shape
+        return (
+            (1 + mirrored) * n * channels * (height + 2 * crop) * (width + 2 * crop) * images.element_size()
+        )
+
+    def take(self, rows: Tensor, down: Tensor, right: Tensor, flipped: Tensor) -> Tensor:
+        """Return windows `[N, C, H, W]` of the images at `rows`: offsets int64 `[N]`, whether flipped bool `[N]`."""
+        n, channels, height, width = self._shape
+        right = torch.where(flipped, 2 * self._crop - right, right)  # in the mirror image
+        planes = (rows + n * flipped)[:, None] * channels + torch.arange(channels, device=rows.device)
+        firsts = planes * self._area + (down * self._wide + right)[:, None]
+        pieces = self._pieces.index_select(0, firsts.flatten())
+        strides = (channels * self._length, self._length, self._wide, 1)
+        return pieces.as_strided((len(rows), channels, height, width), strides).contiguous()
+
+
 @dataclass(frozen=True)
 class Views:
     """Zero padding by `crop` pixels, a random window of the original size, a flip with probability 1/2.
@@ -95,10 +135,21 @@ class Views:
         same device. Returns uint8 `[N, C, H, W]`.
         """
         if self.crop or self.flip:
-            images = self._window(images, indices, view)
-        for change in self.then:
-            images = change(images, indices, self.seed, view)
-        return images
+            rows = torch.arange(len(images), device=images.device)
+            images = Windows(images, self.crop, self.flip).take(rows, *self.draw(indices, view))
+        return self._changed(images, indices, view)
+
+    def over(self, images: Tensor, room: int) -> Callable[[Tensor, int], Tensor]:
+        """Return a function (positions, view) -> images in that view, of all the images of a split.
+
+        Their windows are made once for all views, unless they take more than `room` bytes.
+        """
+        if not (self.crop or self.flip) or Windows.bytes(images, self.crop, self.flip) > room:
+            return lambda indices, view: self(images.index_select(0, indices), indices, view)
+        windows = Windows(images, self.crop, self.flip)
+        return lambda indices, view: self._changed(
+            windows.take(indices, *self.draw(indices, view)), indices, view
+        )
 
     def draw(self, indices: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the window's offsets down and right, int64 `[N]` in `0..2 * crop`, and flips, bool `[N]`."""
@@ -109,21 +160,7 @@ class Views:
         flipped = bits < 0 if self.flip else torch.zeros_like(bits, dtype=torch.bool)
         return down, right, flipped
 
-    def _window(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
-        n, channels, height, width = images.shape
-        down, right, flipped = self.draw(indices, view)
-        if self.crop:
-            padded = F.pad(images, (self.crop,) * 4).contiguous()
-            # From its first pixel to its last a window is one piece of memory, so each is copied at once, with the
-            # ends of rows that do not belong to it: on CPU twice as fast as a position for every pixel.
-            wide, area = padded.shape[3], padded.shape[2] * padded.shape[3]
-            length = (height - 1) * wide + width
-            firsts = torch.arange(n * channels, device=images.device).view(n, channels) * area
-            firsts = firsts + (down * wide + right)[:, None]
-            pieces = padded.as_strided((max(0, padded.numel() - length + 1), length), (1, 1))
-            pieces = pieces.index_select(0, firsts.flatten())
-            images = pieces.as_strided(images.shape, (channels * length, length, wide, 1)).contiguous()
-        if self.flip:
-            both = torch.cat([images, images.flip(3)])
-            images = both.index_select(0, torch.arange(n, device=images.device) + n * flipped)
+    def _changed(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
+        for change in self.then:
+            images = change(images, indices, self.seed, view)
         return images

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdistill.artifacts import Artifact
 from kdistill.config import schema
 from kdistill.config.schema import Config
-from kdistill.data import Batch
+from kdistill.data import Batch, Shown
 from kdistill.identity import key_of
 from kdistill.losses import Outputs
 from kdistill.resources import peak_memory, reset_peak_memory
@@ -204,8 +204,8 @@ def _soft_targets(job: Job) -> Cost:
         return Cost(kept=kept)
     reset_peak_memory(job.engine.device)
     split, size = job.transfer_set.to(job.engine.device), job.config.soft_targets.batch_size
-    parts = torch.arange(len(split)).split(size)
-    asked = (part for view in itertools.count() for part in answers(job, teacher, split, view, parts))
+    shown, parts = Shown(split, job.teacher_views), torch.arange(len(split)).split(size)
+    asked = (part for view in itertools.count() for part in answers(teacher, shown, view, parts))
     first, step = pace(asked, job.engine.device)
     steps = job.identity.teacher_views * -(-len(split) // size)
     memory = peak_memory(job.engine.device)

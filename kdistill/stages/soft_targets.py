@@ -16,7 +16,7 @@ import torch
 from kdistill import ranks
 from kdistill.artifacts import Artifact, Work
 from kdistill.config.models import FileParams
-from kdistill.data import Split
+from kdistill.data import Shown
 from kdistill.errors import ConfigError, Interrupted, StorageError
 from kdistill.files import free_bytes, size_text
 from kdistill.identity import key_of
@@ -28,7 +28,6 @@ from kdistill.stages.signals import count_outputs, live_teacher
 from kdistill.stopping import stop_requests
 from kdistill.stored import AllLogits, Layout, Writer, layout_of
 from kdistill.teachers import Live
-from kdistill.training_data import show
 
 log = logging.getLogger("kdistill")
 CHECKPOINT_SECONDS = 30
@@ -140,7 +139,7 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
 
 def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, writer: Writer) -> None:
     """Write what the teacher says of this rank's batches; all ranks stop after the same step."""
-    split, views = job.transfer_set.to(job.engine.device), len(shard.done)
+    shown, views = Shown(job.transfer_set.to(job.engine.device), job.teacher_views), len(shard.done)
     total, done, saved = shard.done.numel(), int(shard.done.sum()), time.monotonic()
     if done:
         log.info("soft targets: going on at batch %d of %d", min(done + 1, total), total)
@@ -156,7 +155,7 @@ def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, w
             left = shard.left(view)
             if not left:
                 continue
-            asked = answers(job, signal, split, view, [parts[n] for n in left])
+            asked = answers(signal, shown, view, [parts[n] for n in left])
             for number, (indices, logits) in zip(left, job.engine.fetched(asked), strict=True):
                 if len(indices):  # else none of its images can be decoded
                     writer.write(view, indices, logits)
@@ -178,10 +177,10 @@ def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, w
 
 
 def answers(
-    job: Job, signal: Live, split: Split, view: int, parts: Sequence[torch.Tensor]
+    signal: Live, shown: Shown, view: int, parts: Sequence[torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What the teacher says of a view: of each part the positions `[N]` of its readable images, and logits `[N, K]`."""
-    for batch in show(split.read(parts), view, job.teacher_views):
+    for batch in shown.read(parts, view):
         if len(batch):
             yield batch.indices, signal.logits(batch.images)
         else:
