@@ -15,7 +15,7 @@ from kdistill.data.views import Views
 
 #: so many bytes of small images are augmented at once; they fit the cache of a CPU
 AT_ONCE_BYTES = 2**20
-#: images in memory are kept ready for their windows where that takes up to so many bytes
+#: images in a CPU's memory are kept ready for their windows where that takes up to so many bytes
 READY_BYTES = 2**28
 
 #: a group: samples of several batches, and the sizes of these
@@ -43,15 +43,12 @@ class Shown:
 
     def _as_they_come(self, parts: Sequence[Tensor], view: int) -> Iterator[Group]:
         for batches in _groups(self.split.read(parts)):
-            names = ("images", "labels", "indices")
-            images, labels, indices = (
-                torch.cat([getattr(batch, name) for batch in batches]) for name in names
-            )
-            theirs = None
-            if len(indices):  # else there is nothing to show, nor to draw for
-                theirs = self.teacher_views(images, indices, view) if self.teacher_views else None
-                images = self.views(images, indices, view)
-            yield Batch(images, labels, indices, theirs), list(map(len, batches))
+            read, theirs = _joined(batches), None
+            shown = read.images
+            if len(read):  # else there is nothing to show, nor to draw for
+                theirs = self.teacher_views(shown, read.indices, view) if self.teacher_views else None
+                shown = self.views(shown, read.indices, view)
+            yield Batch(shown, read.labels, read.indices, theirs), list(map(len, batches))
 
     def _from_memory(self, parts: Sequence[Tensor], view: int) -> Iterator[Group]:
         if not parts:
@@ -72,8 +69,9 @@ class Shown:
     def _in_memory(self) -> tuple[ArraySplit, Show, Show | None]:
         split = self.split
         assert isinstance(split, ArraySplit)
-        theirs = self.teacher_views.over(split.images, READY_BYTES) if self.teacher_views else None
-        return split, self.views.over(split.images, READY_BYTES), theirs
+        room = READY_BYTES if split.images.device.type == "cpu" else 0  # where it was found to pay
+        theirs = self.teacher_views.over(split.images, room) if self.teacher_views else None
+        return split, self.views.over(split.images, room), theirs
 
 
 def _groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
@@ -86,3 +84,12 @@ def _groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
             group = []
     if group:
         yield group
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """The samples of several batches as one; a large batch by itself is not copied."""
+    if len(batches) == 1:
+        return batches[0]
+    columns = [(batch.images, batch.labels, batch.indices) for batch in batches]
+    images, labels, indices = (torch.cat(column) for column in zip(*columns, strict=True))
+    return Batch(images, labels, indices)
