@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdistill.data import Batch, Shown, Split, Views, shown
+from kdistill.data import Batch, Shown, Split, Views, shown, views
 from kdistill.data.splits import ArraySplit, batches_of, slices
+from kdistill.training_data import TrainingData
 
 IMAGES = torch.randint(0, 256, (11, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
 VIEWS = Views(seed=1, crop=2, flip=True)
@@ -53,11 +54,15 @@ HELD = ArraySplit(IMAGES, torch.arange(11))
 SPLITS = [HELD, Streamed(HELD)]
 
 
-@pytest.mark.parametrize("split", SPLITS, ids=["in memory", "streamed"])
-def test_batches_shown_together_are_those_shown_alone(split: Split) -> None:
+@pytest.mark.parametrize(
+    ("split", "ready"),
+    [(HELD, True), (HELD, False), (SPLITS[1], False)],
+    ids=["ready", "in memory", "streamed"],
+)
+def test_batches_shown_together_are_those_shown_alone(split: Split, ready: bool) -> None:
     """Small batches are augmented in groups: in any group, also beside one without samples, nothing differs."""
     parts = [*torch.arange(11).flip(0).split(4), torch.arange(0)]
-    reader = Shown(split, VIEWS, Views(seed=2, crop=1, flip=True))
+    reader = Shown(split, VIEWS, Views(seed=2, crop=1, flip=True), ready)
 
     together = list(reader.read(parts, 3))
     alone = [next(reader.read([part], 3)) for part in parts]
@@ -120,3 +125,25 @@ def test_batches_are_shown_in_groups_of_some_size(streamed: bool, monkeypatch: p
     list(reader.read(torch.arange(20).split(4), 0))
     list(reader.read(torch.arange(40).split(20), 0))
     assert seen == [8, 8, 8, 4, 20, 20]
+
+
+def test_only_what_is_asked_for_is_made_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of all images are made for training, on its first batch; not for a few views, nor beyond the room."""
+    made: list[int] = []
+
+    class Counted(views.Windows):
+        def __init__(self, images: Tensor, crop: int, mirrored: bool) -> None:
+            super().__init__(images, crop, mirrored)
+            made.append(len(images))
+
+    monkeypatch.setattr(views, "Windows", Counted)
+    parts = torch.arange(8).split(4)
+    training = TrainingData(HELD, VIEWS, order_seed=0)
+    assert made == []
+    list(training.batches(0, 4)), list(training.batches(1, 4))
+    assert made == [11]
+    list(Shown(HELD, VIEWS).read(parts, 0))
+    assert made == [11, 8]
+    monkeypatch.setattr(shown, "READY_BYTES", 2 * 11 * 12 * 12 - 1)
+    list(TrainingData(HELD, VIEWS, order_seed=0).batches(0, 4))
+    assert made == [11, 8, 8]

@@ -29,11 +29,13 @@ class Shown:
     """A split in `views`; `teacher_views` are what the teacher is shown instead, where that differs.
 
     Several batches of small images are augmented at once: what their many small operations cost is paid once.
+    `ready`: keep images in memory ready for their windows, which pays after some views where little else is done.
     """
 
     split: Split
     views: Views
     teacher_views: Views | None = None
+    ready: bool = False
 
     def read(self, parts: Sequence[Tensor], view: int) -> Iterator[Batch]:
         """Yield one batch for each of `parts` (int64, positions), in its order; without its corrupt images."""
@@ -69,7 +71,9 @@ class Shown:
     def _in_memory(self) -> tuple[ArraySplit, Show, Show | None]:
         split = self.split
         assert isinstance(split, ArraySplit)
-        room = READY_BYTES if split.images.device.type == "cpu" else 0  # where it was found to pay
+        room = (
+            READY_BYTES if self.ready and split.images.device.type == "cpu" else 0
+        )  # where it was found to pay
         theirs = self.teacher_views.over(split.images, room) if self.teacher_views else None
         return split, self.views.over(split.images, room), theirs
 
