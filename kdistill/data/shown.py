@@ -71,9 +71,8 @@ class Shown:
     def _in_memory(self) -> tuple[ArraySplit, Show, Show | None]:
         split = self.split
         assert isinstance(split, ArraySplit)
-        room = (
-            READY_BYTES if self.ready and split.images.device.type == "cpu" else 0
-        )  # where it was found to pay
+        # on a CPU, where it was found to pay
+        room = READY_BYTES if self.ready and split.images.device.type == "cpu" else 0
         theirs = self.teacher_views.over(split.images, room) if self.teacher_views else None
         return split, self.views.over(split.images, room), theirs
 
