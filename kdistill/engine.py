@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,7 +21,7 @@ log = logging.getLogger("kdistill")
 Precision = Literal["fp32", "bf16", "fp16"]
 Tensors = tuple[torch.Tensor, ...]
 #: multiply-adds per image from which bfloat16 makes a network's training at least 1.6 times as fast on a CPU that
-#: has it; docs/performance.md has the measurements
+#: gains from it; docs/performance.md has the measurements
 WORTH_BF16 = 5e6
 
 
@@ -53,7 +55,7 @@ class Engine:
         torch.backends.cudnn.deterministic = exact
         torch.backends.cudnn.benchmark = not exact  # kernels chosen by trying, perhaps others in each run
         log.debug("device %s, precision %s", device, precision)
-        auto = config.precision == "auto" and device.type == "cpu" and cpu_has_bf16()
+        auto = config.precision == "auto" and device.type == "cpu" and cpu_gains_from_bf16()
         return cls(device, precision, config.compile, auto, config.shard)
 
     def for_network(self, multiply_adds: Callable[[], float]) -> Engine:
@@ -166,13 +168,27 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU computes in bfloat16 by itself (AVX512-BF16 or AMX); others only imitate it, slowly."""
-    # torch has no public question for it, and older versions none at all
-    asked = (
-        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return any(ask() for ask in asked if ask is not None)
+def cpu_gains_from_bf16() -> bool:
+    """Whether bfloat16 makes large networks faster on this CPU: it has AMX, or AVX512-BF16 and is not Intel's.
+
+    On Intel's, AVX512-BF16 alone is slower than float32, for networks of every size; without either, bfloat16 is only
+    imitated, slowly. docs/performance.md has the measurements.
+    """
+
+    def has(name: str) -> bool:
+        # torch has no public question for it that all of its versions know
+        ask = getattr(torch.cpu, f"_is_{name}_supported", None)
+        return ask is not None and bool(ask())
+
+    return has("amx_tile") or (has("avx512_bf16") and "GenuineIntel" not in _about_cpu())
+
+
+def _about_cpu() -> str:
+    """What the system says of its CPU; the maker's name is in it."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return platform.processor()
 
 
 def _own_device(device: torch.device, config: schema.Device) -> torch.device:

@@ -5,7 +5,8 @@
 Both as kdistill runs them, weights and images channels_last, batches of 128 random images; in turns in one process,
 so that a busy machine slows both. `training` and `inference` are medians over the rounds of bf16's speed divided by
 fp32's. `device.precision=auto` gives a network bf16 from so many multiply-adds on as `kdistill/engine.py` says,
-where training gains 1.6 and more. Prints one JSON line for each network and a Markdown table.
+where training gains 1.6 and more, on CPUs that gain from it at all. Prints one JSON line for each network and a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from step import table
 
 from kdistill import load_config
-from kdistill.engine import cpu_has_bf16
+from kdistill.engine import cpu_gains_from_bf16
 from kdistill.optim import build_optimizer
 from kdistill.stages.job import Job
 from kdistill.stages.networks import size_of
@@ -51,8 +52,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if not cpu_has_bf16():
-        print("this CPU only imitates bfloat16, and kdistill does not choose it here")
+    if not cpu_gains_from_bf16():
+        print("kdistill does not choose bfloat16 on this CPU by itself")
     rows: list[dict[str, object]] = []
     for name in args.network:
         rows.append({"network": name, **measure(name, args.rounds, args.seconds)})
