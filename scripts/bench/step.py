@@ -3,7 +3,7 @@
     python scripts/bench/step.py [--student tiny resnet8 resnet20] [--rounds 25] [--threads 2]
 
 For each student, three ways to take the same number of steps on Fashion-MNIST (crop and flip, batch 128, SGD),
-interleaved in one process, and the median and the quartiles of the rounds' ratios:
+interleaved in one process, each round in another order, and the median and the quartiles of the rounds' ratios:
 
 - distil: kdistill's loop, KD at T=4 from soft targets stored for every view;
 - plain: kdistill's loop with labels alone;
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -83,8 +84,10 @@ def measure(words: list[str], rounds: int) -> dict[str, float]:
         for way in WAYS:
             ways[way]()  # warms up
         found: dict[str, list[float]] = {way: [] for way in WAYS}
+        draw = random.Random(0)
         for _ in range(rounds):
-            for way in WAYS:
+            # else one way would always find the caches as the same other one left them
+            for way in draw.sample(WAYS, len(WAYS)):
                 found[way].append(ways[way]())
     row: dict[str, float] = {way: round(statistics.median(rates)) for way, rates in found.items()}
     for base in ("plain", "limit"):
