@@ -75,8 +75,15 @@ class Interrupted(RunError):
 
 def did_you_mean(word: str, candidates: Iterable[str], limit: int = 2) -> str:
     """Return ` Did you mean 'a' or 'b'?` for the nearest candidates, or an empty string."""
-    near = difflib.get_close_matches(word, list(candidates), n=limit, cutoff=0.6)
+    near = nearest(word, candidates, limit)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def nearest(word: str, candidates: Iterable[str], limit: int = 2, cutoff: float = 0.6) -> list[str]:
+    """The candidates most like `word`, the best first: those that differ in upper and lower case alone, if any."""
+    names = list(candidates)
+    same = [name for name in names if name.lower() == word.lower()]
+    return same[:limit] or difflib.get_close_matches(word, names, n=limit, cutoff=cutoff)
 
 
 def first_line(ex: BaseException) -> str:

@@ -258,7 +258,7 @@ def test_a_config_to_look_at_is_not_validated() -> None:
     """--cfg shows a config with a wrong value, so that the value can be found; a wrong name is an error."""
     cfg, _ = preview("distill", ["loss.T=-1"])
     assert cfg.loss.T == -1
-    with pytest.raises(ConfigError, match=r"no setting 'loss\.t'"):
+    with pytest.raises(ConfigError, match=r"no setting 'loss\.t'\. Did you mean 'loss\.T'\?"):
         preview("distill", ["loss.t=1"])
 
 

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from kdistill.config import folders, launchers
 from kdistill.config.models import FAMILIES
 from kdistill.config.schema import Config
-from kdistill.errors import did_you_mean, first_line
+from kdistill.errors import did_you_mean, first_line, nearest
 
 # --- values: pydantic ---
 
@@ -227,7 +227,7 @@ def _near(key: str, siblings: Sequence[str], cfg: DictConfig | None = None) -> s
 
 
 def _close(word: str, names: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(word, names, n=2, cutoff=0.65)
+    return nearest(word, names, cutoff=0.65)
 
 
 def _described(word: str, texts: Mapping[str, str]) -> list[str]:
