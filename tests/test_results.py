@@ -264,7 +264,7 @@ def test_a_damaged_comparison_is_shown(runs: Path, capsys: pytest.CaptureFixture
     [
         (
             ["loss.t=4"],
-            "no run has a column 'loss.t'. Did you mean 'loss.T' or 'loss.beta'?\n"
+            "no run has a column 'loss.t'. Did you mean 'loss.T'?\n"
             "columns: run, stage, overrides, started, status, error, student.top1, seconds; and every setting, as in"
             " `kdistill run --cfg job`",
         ),
