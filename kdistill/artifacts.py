@@ -29,6 +29,7 @@ from kdistill import ranks
 from kdistill.errors import DamagedArtifact
 from kdistill.files import locked, sha256_of, storage_errors
 from kdistill.partial import Work, assist, build, discard, finished, versions
+from kdistill.resources import return_freed_memory
 
 log = logging.getLogger("kdistill")
 
@@ -208,6 +209,7 @@ class ArtifactStore:
             else:
                 ranks.decided(False)  # nobody makes it
         ranks.barrier()
+        return_freed_memory()
         if force:
             _forced.add(place)
         return artifact

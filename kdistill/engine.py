@@ -16,6 +16,7 @@ from torch import nn
 from kdistill import fsdp, ranks
 from kdistill.config import schema
 from kdistill.errors import ConfigError
+from kdistill.resources import keep_freed_memory
 
 log = logging.getLogger("kdistill")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -39,7 +40,10 @@ class Engine:
 
     @classmethod
     def open(cls, config: schema.Device) -> Engine:
-        """Choose device and precision; raises `ConfigError` for a device that is not there."""
+        """Choose device and precision; raises `ConfigError` for a device that is not there.
+
+        What it sets for torch and the C library holds for the whole process.
+        """
         if config.shard:
             _check_shard(config)
         device = _device(config.name)
@@ -48,6 +52,8 @@ class Engine:
         precision = _precision(config.precision, device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        if device.type == "cpu":
+            keep_freed_memory()
         # float32 means float32: no TF32, and the same kernels in every run. Set both ways, for the next job's sake.
         exact = precision == "fp32"
         torch.backends.cudnn.allow_tf32 = not exact

@@ -23,11 +23,11 @@ from kdistill.resources import peak_memory, reset_peak_memory
 from kdistill.stages import distill, finetune, train_teacher
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import rehearse, stand_in
-from kdistill.stages.signals import class_map_of, combined, count_outputs, live_teacher, mapped
+from kdistill.stages.signals import asked, class_map_of, combined, count_outputs, live_teacher, mapped
 from kdistill.stages.soft_targets import answers, layout_for, read_file
 from kdistill.stages.training import Course
 from kdistill.stored import room_on
-from kdistill.teachers import Live, LiveTeacher, TeacherSignal
+from kdistill.teachers import Live, TeacherSignal
 from kdistill.trial import Cost, pace, try_fit
 
 #: settings whose values make a step neither longer nor shorter
@@ -237,9 +237,7 @@ def _live_teacher(job: Job, layers: Sequence[str] = ()) -> Live | None:
         return live_teacher(job, found, layers)
     if job.previous is None and job.config.teacher.kind == "estimator":
         return None
-    return LiveTeacher(
-        stand_in(job), job.config.soft_targets.batch_size, job.engine_for("teacher"), layers=layers
-    )
+    return asked(job, stand_in(job), layers)
 
 
 def _signal(job: Job, layers: Sequence[str]) -> TeacherSignal | None:

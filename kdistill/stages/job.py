@@ -138,8 +138,8 @@ class Job:
     def first_images(self, count: int) -> Tensor:
         """Up to `count` training images to try whole networks on, the first that can be read."""
         split = self.data.train.to(self.engine.home)
-        batches = split.batches(torch.arange(len(split)), count)
-        return next(batch.images for batch in batches if len(batch.images))
+        parts = (torch.arange(n, min(n + count, len(split))) for n in range(0, len(split), count))
+        return next(batch.images for part in parts for batch in split.batches(part, count))
 
     def forced(self, stage: str) -> bool:
         """`force=true` makes the artifact of the asked-for stage anew; `run` asks for all of them."""

@@ -16,6 +16,8 @@ from kdistill.config.models import EnsembleParams
 from kdistill.data import Split
 from kdistill.errors import ConfigError
 from kdistill.estimators import load_estimator
+from kdistill.models import Classifier
+from kdistill.models.folding import fold_batch_norm
 from kdistill.stages.job import Job, role_of
 from kdistill.stored import Reader, layout_of
 from kdistill.teachers import (
@@ -29,6 +31,9 @@ from kdistill.teachers import (
     StoredTeacher,
     TeacherSignal,
 )
+
+#: images that a network with folded batch norm is tried on
+TRIED = 8
 
 
 def teacher_signal(
@@ -71,10 +76,16 @@ def live_teacher(job: Job, artifact: Artifact, layers: Sequence[str] = ()) -> Li
     if job.previous is None and job.config.teacher.kind == "estimator":
         estimator = load_estimator(artifact.file("estimator.skops"))
         return EstimatorTeacher(estimator, len(job.data.classes), job.shown("teacher"), job.task.name)
-    batch_size = job.config.soft_targets.batch_size
-    network = job.engine.spread(job.load(artifact))
-    teacher = LiveTeacher(network, batch_size, job.engine_for("teacher"), layers=layers)
+    teacher = asked(job, job.load(artifact), layers)
     return _in_units_of(job, teacher, _about(artifact)) if job.task.name == "regression" else teacher
+
+
+def asked(job: Job, network: Classifier, layers: Sequence[str] = ()) -> LiveTeacher:
+    """A network that was placed, as a teacher to be asked about images and for its `layers`."""
+    engine = job.engine_for("teacher")
+    if not (layers or engine.compile or engine.shard):  # layers are wanted as they are
+        network = fold_batch_norm(network, job.first_images(TRIED))
+    return LiveTeacher(engine.spread(network), job.config.soft_targets.batch_size, engine, layers=layers)
 
 
 def _in_units_of(job: Job, teacher: Live, about: Mapping[str, Any]) -> Live:
