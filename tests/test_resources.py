@@ -43,8 +43,8 @@ def cleared_pages(**environment: str) -> int:
 
 @glibc
 def test_a_tensor_takes_the_memory_of_the_one_before() -> None:
-    """Ten tensors of 10,240 pages: next to none is cleared again. By default all are."""
-    assert cleared_pages() < 1_000
+    """Ten tensors of 10,240 pages: few are cleared, as the heap may grow once or twice. By default all are."""
+    assert cleared_pages() < 30_000
     assert cleared_pages(GLIBC_TUNABLES="glibc.malloc.check=0") > 100_000
 
 
