@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
 from torch import Tensor
 
 #: how often a difference is to be found that counts as large enough to be found
@@ -42,6 +41,8 @@ class Paired:
         proportion is: S. K. Banerjee, "Approximate confidence interval for linear functions of means of k populations
         when the population variances are not equal", Sankhya 22, 1960.
         """
+        from scipy.special import stdtrit  # not with the module: most commands compare nothing
+
         seeds = seeds or self.seeds
         share = (1 + confidence) / 2
         of_seeds = stdtrit(seeds - 1, share) ** 2 * self.seed_variance / seeds

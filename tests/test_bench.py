@@ -67,6 +67,20 @@ def test_the_gpu_benchmark_on_a_cpu(
             ["network", "images", "multiply-adds", "threads", "training", "inference"],
         ),
         (
+            "heap",
+            ["--network", "mlp", "resnet8 on 8 x 8", "--rounds", "1", "--seconds", "0"],
+            [
+                "network",
+                "threads",
+                "training",
+                "answers",
+                "folded",
+                "pages, training",
+                "pages, answers",
+                "peak",
+            ],
+        ),
+        (
             "sharded",
             ["--width", "32", "--depth", "2"],
             ["row", "parameters", "between MiB", "peak MiB", "step s"],

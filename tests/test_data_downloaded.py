@@ -5,9 +5,12 @@ import hashlib
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +22,7 @@ from torchvision import datasets
 from kdistill.data import downloaded as downloaded_module
 from kdistill.data import load_data
 from kdistill.data.downloaded import read_idx
+from kdistill.data.published import PUBLISHED, Idx
 from kdistill.errors import DataError
 from tests.cases.data import config
 
@@ -40,6 +44,40 @@ def write_idx(folder: Path, part: str, n: int, compressed: bool = True) -> None:
     for kind, array in (("images-idx3", pixels), ("labels-idx1", np.arange(n) % 10)):
         content = gzip.compress(idx(array)) if compressed else idx(array)
         (folder / f"{part}-{kind}-ubyte{'.gz' if compressed else ''}").write_bytes(content)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_read_without_torchvision_is_as_it_says(name: str) -> None:
+    """Folders, files, checksums and class names: one that is wrong would refuse the published files."""
+    ours = PUBLISHED[name]
+    theirs = getattr(datasets, ours.reader)
+
+    if isinstance(ours, Idx):
+        assert ours.classes == tuple(theirs.classes)
+        assert ours.folder == Path(theirs.__name__, "raw")
+        assert {f"{file}.gz" for train in (True, False) for file in ours.files(train)} == {
+            url.rpartition("/")[2] for url, _ in theirs.resources
+        }
+    else:
+        assert ours.folder == Path(theirs.base_folder)
+        assert [list(pair) for pair in ours.train.items()] == theirs.train_list
+        assert [list(pair) for pair in ours.test.items()] == theirs.test_list
+        found = theirs.meta
+        assert (*ours.names, ours.names_key) == (found["filename"], found["md5"], found["key"])
+
+
+def test_idx_files_need_no_torchvision(tmp_path: Path) -> None:
+    """It takes seconds to import, and most commands on these data sets need nothing of it."""
+    write_idx(tmp_path, "train", 100)
+    write_idx(tmp_path, "t10k", 30)
+    code = (
+        "import sys; from kdistill import load_config; from kdistill.stages.job import Job;"
+        f" print(len(Job.open(load_config('dataset=mnist', 'dataset.root={tmp_path}')).data.train));"
+        " print([name for name in ('torchvision', 'torch._dynamo', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split("\n") == ["90", "[]", ""]
 
 
 @pytest.mark.parametrize("inner", ["", "MNIST/raw"])
@@ -110,7 +148,7 @@ def test_images_and_labels_must_agree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds 100 images, but .*labels-idx1-ubyte.gz 99 labels"):
         load_data(config("mnist", root=str(tmp_path)))
     labels.write_bytes(gzip.compress(idx(np.full(100, 10))))
-    with pytest.raises(DataError, match=r"labels-idx1-ubyte.gz: expected labels from 0 to 9, for mnist"):
+    with pytest.raises(DataError, match=r"labels-idx1-ubyte.gz: expected labels from 0 to 9, for MNIST"):
         load_data(config("mnist", root=str(tmp_path)))
 
 
@@ -248,21 +286,23 @@ def cifar_part(n: int, label_key: str) -> dict[str, Any]:
 
 @pytest.fixture
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files in CIFAR-10's format, with torchvision's checksums set to theirs."""
+    """Files in CIFAR-10's format, with the published checksums set to theirs."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
 
-    def write(name: str, value: Any) -> list[str]:
+    def write(name: str, value: Any) -> str:
         content = python2_pickle(value)
         (folder / name).write_bytes(content)
-        return [name, hashlib.md5(content).hexdigest()]
+        return hashlib.md5(content).hexdigest()
 
-    reader = datasets.CIFAR10
-    train = [write(name, cifar_part(20 + i, "labels")) for i, (name, _) in enumerate(reader.train_list)]
-    meta = write("batches.meta", {"label_names": [f"class{i}" for i in range(10)]})
-    monkeypatch.setattr(reader, "train_list", train)
-    monkeypatch.setattr(reader, "test_list", [write("test_batch", cifar_part(30, "labels"))])
-    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": meta[1]})
+    published = PUBLISHED["cifar10"]
+    own = replace(
+        published,
+        train={name: write(name, cifar_part(20 + i, "labels")) for i, name in enumerate(published.train)},
+        test={"test_batch": write("test_batch", cifar_part(30, "labels"))},
+        names=("batches.meta", write("batches.meta", {"label_names": [f"class{i}" for i in range(10)]})),
+    )
+    monkeypatch.setitem(PUBLISHED, "cifar10", own)
     return folder
 
 
@@ -295,8 +335,8 @@ def test_cifar100_uses_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, value in (("train", part), ("meta", meta)):
         (folder / name).write_bytes(python2_pickle(value))
     md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5["train"]]])
-    monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": md5["meta"]})
+    own = replace(PUBLISHED["cifar100"], train={"train": md5["train"]}, names=("meta", md5["meta"]))
+    monkeypatch.setitem(PUBLISHED, "cifar100", own)
     data = load_data(config("cifar100", root=str(tmp_path)))
     assert len(data.classes) == 100
     assert data.classes[7] == "fine7"
@@ -355,10 +395,9 @@ def test_cifar_pickle_cannot_run_code(cifar10: Path, tmp_path: Path, monkeypatch
 
     content = pickle.dumps({"labels": [0], "data": Attack()})
     (cifar10 / "data_batch_1").write_bytes(content)
-    first, *others = datasets.CIFAR10.train_list
-    monkeypatch.setattr(
-        datasets.CIFAR10, "train_list", [[first[0], hashlib.md5(content).hexdigest()], *others]
-    )
+    published = PUBLISHED["cifar10"]
+    train = {**published.train, "data_batch_1": hashlib.md5(content).hexdigest()}
+    monkeypatch.setitem(PUBLISHED, "cifar10", replace(published, train=train))
     with pytest.raises(DataError, match=r"^refused to unpickle "):
         load_data(config("cifar10", root=str(cifar10)))
     assert not (tmp_path / "attacked").exists()

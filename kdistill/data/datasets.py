@@ -17,6 +17,7 @@ from kdistill.config.data import (
     WebDataset,
 )
 from kdistill.data.assemble import from_arrays
+from kdistill.data.downloaded import read_downloaded
 from kdistill.data.folder import load_image_folder
 from kdistill.data.splits import ArraySplit, Data, cut
 from kdistill.data.table import load_image_table
@@ -62,8 +63,6 @@ def _labelled(config: Dataset, workers: int, memory_gb: float, cache: str | None
         case Digits():
             return _digits(config)
         case Downloaded():
-            from kdistill.data.downloaded import read_downloaded  # torchvision takes a second to import
-
             train, classes = read_downloaded(config, train=True)
             test = lambda: read_downloaded(config, train=False)[0]  # noqa: E731
             return from_arrays(config, classes, "classification", train, test)

@@ -1,7 +1,7 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: find the files, or download them, and read them.
 
-torchvision knows the sources, the file names and the checksums, and downloads. The files are read here: one
-part is read without the other being there, a damaged file is named, and a pickle cannot run code.
+torchvision knows the sources and downloads. The files are read here: one part is read without the other being there,
+a damaged file is named, and a pickle cannot run code.
 """
 
 from __future__ import annotations
@@ -27,19 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets import utils
 
 from kdistill.config.data import Downloaded
+from kdistill.data.published import PUBLISHED, Cifar, Idx
 from kdistill.data.splits import ArraySplit
 from kdistill.errors import DataError
 
-_READERS: dict[str, Any] = {
-    "mnist": datasets.MNIST,
-    "fashion_mnist": datasets.FashionMNIST,
-    "cifar10": datasets.CIFAR10,
-    "cifar100": datasets.CIFAR100,
-}
 _SILENT_SECONDS = 20
 _SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 
@@ -49,14 +42,16 @@ def read_downloaded(config: Downloaded, *, train: bool) -> tuple[ArraySplit, tup
 
     Raises DataError when the files are neither here nor to be had, or when one is damaged.
     """
-    read = _read_idx_part if "mnist" in config.name else _read_cifar_part
     folder = _find(config, train)
     if folder is None:
         _download(config)
         folder = _find(config, train)
     if folder is None:
         raise DataError(_missing(config, "the download lacks some files"))
-    return read(folder, config.name, train)
+    published = PUBLISHED[config.name]
+    if isinstance(published, Idx):
+        return _read_idx_part(folder, published, train)
+    return _read_cifar_part(folder, published, train)
 
 
 # --- where the files are ---
@@ -72,29 +67,13 @@ def _places(config: Downloaded) -> list[Path]:
 
 def _folders(config: Downloaded) -> list[Path]:
     """All folders that may hold the files, best first."""
-    inner = _inner_folder(config.name)
+    inner = PUBLISHED[config.name].folder
     folders = [place / inner for place in _places(config)]
     if config.root is not None:
         folders += [Path(config.root).expanduser()]
     elif config.name in _SYSTEM_FOLDERS:
         folders += [_SYSTEM_FOLDERS[config.name]]
     return folders
-
-
-def _inner_folder(name: str) -> Path:
-    reader = _READERS[name]
-    return Path(reader.__name__, "raw") if "mnist" in name else Path(reader.base_folder)
-
-
-def _files(name: str, train: bool) -> list[str]:
-    """The names of the files that one part needs."""
-    if "mnist" in name:
-        part = "train" if train else "t10k"
-        return [f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"]
-    reader = _READERS[name]
-    return [file for file, _ in (reader.train_list if train else reader.test_list)] + [
-        reader.meta["filename"]
-    ]
 
 
 def _locate(folder: Path, file: str) -> Path | None:
@@ -104,18 +83,18 @@ def _locate(folder: Path, file: str) -> Path | None:
 
 
 def _find(config: Downloaded, train: bool) -> Path | None:
-    files = _files(config.name, train)
+    files = PUBLISHED[config.name].files(train)
     return next((f for f in _folders(config) if all(_locate(f, file) for file in files)), None)
 
 
 def _missing(config: Downloaded, cause: str) -> str:
-    compressed = ".gz" if "mnist" in config.name else ""
-    files = dict.fromkeys(_files(config.name, True) + _files(config.name, False))
+    published = PUBLISHED[config.name]
+    files = dict.fromkeys(published.files(True) + published.files(False))
     return (
         f"the files of {config.name} were not found, and {cause}.\n"
         f"Looked in: {', '.join(str(folder) for folder in _folders(config))}\n"
-        f"Put these files into {_places(config)[0] / _inner_folder(config.name)}: "
-        f"{', '.join(file + compressed for file in files)}\n"
+        f"Put these files into {_places(config)[0] / published.folder}: "
+        f"{', '.join(file + published.compressed for file in files)}\n"
         "or name the folder that holds them: dataset.root=DIR"
     )
 
@@ -134,8 +113,8 @@ def _download(config: Downloaded) -> None:
                 contextlib.redirect_stdout(sys.stderr),
                 warnings.catch_warnings(action="ignore"),
             ):
-                _fetch(_READERS[config.name], partial)
-            inner = _inner_folder(config.name)
+                _fetch(PUBLISHED[config.name], partial)
+            inner = PUBLISHED[config.name].folder
             (place / inner).mkdir(parents=True, exist_ok=True)
             for file in (Path(partial) / inner).iterdir():
                 file.replace(place / inner / file.name)
@@ -145,8 +124,12 @@ def _download(config: Downloaded) -> None:
         raise DataError(_missing(config, f"the download failed ({cause})")) from error
 
 
-def _fetch(reader: Any, folder: str) -> None:
-    if issubclass(reader, datasets.MNIST):
+def _fetch(published: Idx | Cifar, folder: str) -> None:
+    from torchvision import datasets  # not with the module: it takes seconds
+    from torchvision.datasets import utils
+
+    reader = getattr(datasets, published.reader)
+    if isinstance(published, Idx):
         reader(folder, download=True)
     else:  # CIFAR's reader would unpickle the files, with whatever is in them
         utils.download_and_extract_archive(reader.url, folder, filename=reader.filename, md5=reader.tgz_md5)
@@ -166,14 +149,14 @@ def _patience() -> Iterator[None]:
 # --- idx: MNIST and Fashion-MNIST ---
 
 
-def _read_idx_part(folder: Path, name: str, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
-    classes = tuple(_READERS[name].classes)
-    image_path, label_path = (_locate(folder, file) or folder / file for file in _files(name, train))
+def _read_idx_part(folder: Path, published: Idx, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
+    classes = published.classes
+    image_path, label_path = (_locate(folder, file) or folder / file for file in published.files(train))
     images, labels = read_idx(image_path, 3), read_idx(label_path, 1).long()
     if len(images) != len(labels):
         raise DataError(f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels")
     if len(labels) == 0 or int(labels.max()) >= len(classes):
-        raise DataError(f"{label_path}: expected labels from 0 to {len(classes) - 1}, for {name}")
+        raise DataError(f"{label_path}: expected labels from 0 to {len(classes) - 1}, for {published.reader}")
     return ArraySplit(images[:, None], labels), classes
 
 
@@ -202,14 +185,14 @@ def read_idx(path: Path, axes: int) -> Tensor:
 # --- CIFAR: pickles that Python 2 wrote ---
 
 
-def _read_cifar_part(folder: Path, name: str, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
-    reader = _READERS[name]
-    parts = [_unpickle(folder / f, md5) for f, md5 in (reader.train_list if train else reader.test_list)]
-    meta = _unpickle(folder / reader.meta["filename"], reader.meta["md5"])
-    key = "fine_labels" if name == "cifar100" else "labels"
+def _read_cifar_part(folder: Path, published: Cifar, train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
+    files = published.train if train else published.test
+    parts = [_unpickle(folder / file, md5) for file, md5 in files.items()]
+    file, md5 = published.names
+    names = _unpickle(folder / file, md5)[published.names_key]
     images = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
-    labels = torch.tensor([label for part in parts for label in part[key]])
-    return ArraySplit(torch.from_numpy(images), labels), tuple(meta[reader.meta["key"]])
+    labels = torch.tensor([label for part in parts for label in part[published.labels_key]])
+    return ArraySplit(torch.from_numpy(images), labels), tuple(names)
 
 
 def _unpickle(path: Path, md5: str) -> Any:
