@@ -2,12 +2,12 @@
 
     python scripts/bench/heap.py [--network resnet8 ...] [--rounds 5] [--threads 2]
 
-Each round is two processes, in another order each time: one as kdistill is, one in which glibc gives freed memory back
-to the system, as it does by default. Each trains networks and asks them, in batches of 128 random images, fp32,
-channels_last. `training` and `answers` are the medians over rounds of how many times as fast kept memory is;
-`folded` is how many times as fast a network with folded batch norms answers, both with kept memory. `pages` are those
-that the system has to clear by default for one step of training and for the answers to one batch; `peak` is how many
-times as much memory a process takes that keeps it. Prints one JSON line for each network and a Markdown table.
+Each round is two processes for each network, in another order each time: one as kdistill is, one in which glibc gives
+freed memory back to the system, as it does by default. Each asks a network and then trains it, in batches of 128 random
+images, fp32, channels_last. `training` and `answers` say how many times as fast kept memory is, `folded` how many times
+as fast a network with folded batch norms answers, both with kept memory: medians over rounds. `pages` are those that
+the system has to clear by default for a step of training and for the answers to a batch; `peak` is how many times as
+much memory a process takes that keeps it. Prints one JSON line for each network and a Markdown table.
 """
 
 from __future__ import annotations
@@ -48,26 +48,27 @@ def main() -> None:
     args = parser.parse_args()
     if args.here:
         torch.set_num_threads(args.threads)
-        print(json.dumps({name: measure(name, args.seconds) for name in args.network}))
+        print(json.dumps(measure(args.network[0], args.seconds)))
         return
-    words = ["--here", "--network", *args.network, f"--seconds={args.seconds}", f"--threads={args.threads}"]
-    kept, default = [], []
-    for _ in range(args.rounds):
-        for found, environment in random.sample([(kept, {}), (default, DEFAULT)], 2):
-            found.append(in_a_process(words, environment))
     rows: list[dict[str, object]] = []
     for name in args.network:
-        pairs = [(ours[name], theirs[name]) for ours, theirs in zip(kept, default, strict=True)]
+        words = ["--here", "--network", name, f"--seconds={args.seconds}", f"--threads={args.threads}"]
+        kept: list[Numbers] = []
+        default: list[Numbers] = []
+        for _ in range(args.rounds):
+            for found, environment in random.sample([(kept, {}), (default, DEFAULT)], 2):
+                found.append(in_a_process(words, environment))
+        pairs = list(zip(kept, default, strict=True))
         rows.append({"network": name, "threads": args.threads, **compared(pairs)})
         print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
 
 
-def in_a_process(words: list[str], environment: dict[str, str]) -> dict[str, Numbers]:
+def in_a_process(words: list[str], environment: dict[str, str]) -> Numbers:
     own = {name: value for name, value in os.environ.items() if name not in USERS_OWN}
     command = [sys.executable, __file__, *words]
     done = subprocess.run(command, env=own | environment, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Numbers] = json.loads(done.stdout)
+    found: Numbers = json.loads(done.stdout)
     return found
 
 
@@ -99,9 +100,9 @@ def measure(name: str, seconds: float) -> Numbers:
     images = job.first_images(BATCH_SIZE)
     network = job.build("student").eval()
     ways = {
-        "training": training(job),
         "answers": asking(network, images),
         "folded": asking(fold_batch_norm(network, images), images),
+        "training": training(job),
     }
     reset_peak_memory(job.engine.device)
     found: Numbers = {}
