@@ -165,7 +165,7 @@ def run(command: list[str]) -> tuple[str, resource.struct_rusage, float]:
     folder = Path(kdistill.__file__).parents[1]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, text=True, cwd=folder)
-        # looking costs: ten times a second, it slows a job that uses both cores by a fifth
+        # not more often: looking stops the job for a moment, and a core that waits for the other one
         with peak(lambda: memory(process.pid), seconds=1) as most:
             _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
