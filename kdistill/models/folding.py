@@ -59,9 +59,8 @@ def _folded(net: nn.Module) -> fx.GraphModule:
     calls = Counter(str(node.target) for node in nodes)
     for node in nodes:
         norm, before = modules[str(node.target)], node.args[0]
-        if (
-            not isinstance(norm, _BatchNorm) or norm.running_mean is None
-        ):  # it would need the batch's own statistics
+        # one without running statistics takes the batch's own, also in evaluation
+        if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
             continue
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
