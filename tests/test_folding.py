@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -170,6 +171,55 @@ def test_a_norm_that_cannot_be_folded_stays(net: type[Net]) -> None:
 
     assert norms(folded) == 1
     assert torch.equal(folded(images()), network(images()))
+
+
+def in_place(network: Classifier) -> list[bool]:
+    """Of each ReLU of a folded network, in their order, whether it writes over its input."""
+    nodes = network.net.graph.nodes
+    relus = [node for node in nodes if node.target in (F.relu, "relu") and node.op != "placeholder"]
+    return [bool(node.kwargs.get("inplace")) for node in relus]
+
+
+def test_relus_of_a_resnet_work_in_place() -> None:
+    """Behind a norm and behind a sum, which nobody else wants: one in the stem, two in each of three blocks."""
+    network = build_classifier(
+        "resnet8", {"width": 4}, classes=5, channels=3, image_size=(16, 16), mean=[0.4] * 3, std=[0.3] * 3
+    )
+    assert in_place(fold_batch_norm(trained(network), images())) == [True] * 7
+
+
+class Rectified(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+
+class InputWantedAgain(Rectified):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bn(self.conv(x))
+        return self.out(self.relu(h) - h)
+
+
+class OfImages(Rectified):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.bn(self.conv(self.relu(x) - x)))
+
+
+class OfAView(Rectified):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bn(self.conv(x))
+        return self.out(self.relu(h[:, :2]).sum(1, keepdim=True) - h)
+
+
+@pytest.mark.parametrize("net", [InputWantedAgain, OfImages, OfAView])
+def test_a_relu_leaves_what_others_want(net: type[Net]) -> None:
+    torch.manual_seed(0)
+    network = classifier(net())
+    folded = fold_batch_norm(network, images())
+
+    assert norms(folded) == 0
+    assert in_place(folded) == [False]
+    torch.testing.assert_close(folded(images()), network(images()), rtol=1e-5, atol=1e-5)
 
 
 class LooksAtValues(Net):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections import Counter
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -23,15 +25,18 @@ FOLDED_INTO: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Conv2d: fuse_conv_bn_eval,
     nn.Conv3d: fuse_conv_bn_eval,
 }
+RELU = (nn.ReLU, F.relu, torch.relu)
+#: what gives memory of its own, not a view of its input
+NEW = (*FOLDED_INTO, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, operator.add)
 
 
 def fold_batch_norm(network: Classifier, images: Tensor) -> Classifier:
     """The same function, with each batch norm right behind a convolution or linear layer folded into its weights.
 
     In evaluation mode a batch norm is a scale and a shift of each channel, so this is one pass over the activations
-    less; logits differ by rounding (about 1e-6). `images` `[N, C, H, W]` are what it is tried on: `network` itself,
-    in evaluation mode, comes back where there is nothing to fold, torch.fx cannot follow its code, or the answers
-    are not the same.
+    less; logits differ by rounding (about 1e-6). The ReLU behind it works in place. `images` `[N, C, H, W]` are what
+    it is tried on: `network` itself, in evaluation mode, comes back where there is nothing to fold, torch.fx cannot
+    follow its code, or the answers are not the same.
     B. Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only
     inference, 2017, arXiv 1712.05877, section 3.2.
     """
@@ -71,6 +76,24 @@ def _folded(net: nn.Module) -> fx.GraphModule:
         traced.set_submodule(name, fold(modules[name], norm))
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
+    _rectify_in_place(traced)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+def _rectify_in_place(traced: fx.GraphModule) -> None:
+    """Let each ReLU write over its input where nobody else wants that: fewer bytes move, the same bits come out."""
+    modules = dict(traced.named_modules())
+
+    def does(node: fx.Node) -> object:
+        return type(modules[str(node.target)]) if node.op == "call_module" else node.target
+
+    for node in traced.graph.nodes:
+        before = node.args[0] if node.args else None
+        if does(node) not in RELU or not isinstance(before, fx.Node):
+            continue
+        if does(before) in NEW and len(before.users) == 1:
+            with traced.graph.inserting_before(node):
+                node.replace_all_uses_with(traced.graph.call_function(F.relu, (before,), {"inplace": True}))
+            traced.graph.erase_node(node)
