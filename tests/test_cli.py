@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gc
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from kdistill.config import folders
 from kdistill.config.schema import Config
 from kdistill.errors import Diverged, Interrupted, MissingArtifact
 from kdistill.records import Result, Table
+from tests.conftest import DIGITS
 
 COMMAND = [sys.executable, "-m", "kdistill"]
 
@@ -599,6 +601,26 @@ def test_torch_is_not_imported_before_a_run(argv: list[str], tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_process_of_its_own_settles_before_it_works(tmp_path: Path) -> None:
+    """What imports and plans have made is left out when garbage is looked for; what training makes is not."""
+    code = (
+        "import gc, sys; from kdistill.cli import main; assert main() == 0;"
+        " assert gc.isenabled(); assert gc.get_freeze_count() > 100_000, gc.get_freeze_count()"
+    )
+    words = [*DIGITS, "teacher=mlp", "teacher.params.hidden=[4]", "teacher.epochs=1", f"runs={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train-teacher", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_caller_s_garbage_is_its_own(stages: Stages) -> None:
+    """A command line that another program gives leaves that one's collector as it is."""
+    before = gc.isenabled(), gc.get_freeze_count()
+    assert main(["distill", "loss.T=2"]) == 0
+    assert (gc.isenabled(), gc.get_freeze_count()) == before
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
