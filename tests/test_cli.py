@@ -5,7 +5,6 @@ import errno
 import gc
 import json
 import logging
-import os
 import shlex
 import subprocess
 import sys
@@ -17,13 +16,12 @@ import pytest
 from rich.console import Console
 
 import kdistill
-from kdistill import completion, console
+from kdistill import console
 from kdistill.cli import main, parse
 from kdistill.config import folders
 from kdistill.config.schema import Config
 from kdistill.errors import Diverged, Interrupted, MissingArtifact
 from kdistill.records import Result, Table
-from tests.conftest import DIGITS
 
 COMMAND = [sys.executable, "-m", "kdistill"]
 
@@ -523,68 +521,6 @@ def test_artifacts_take_none_of_the_stages_options(
     assert stages.asked == []
 
 
-# --- completion ---
-
-
-@pytest.mark.parametrize(
-    ("line", "answers"),
-    [
-        ("kdistill di", ["distill "]),
-        ("kdistill distill --c", ["--cfg", "--config-dir"]),
-        ("kdistill distill --cfg ", ["job", "hydra", "all"]),
-        ("kdistill distill loss.a", ["loss.alpha="]),
-        (
-            "kdistill distill student.optim=",
-            ["student.optim=adamw", "student.optim=sgd", "student.optim=sgd_small"],
-        ),
-        ("kdistill distill student.optim.sch", ["student.optim.schedule.", "student.optim.schedule="]),
-        ("kdistill distill -m device=c", ["device=cpu", "device=cuda"]),
-        (
-            "kdistill distill student=mlp student.params.",
-            ["student.params.dropout=", "student.params.hidden."],
-        ),
-        ("kdistill list d", ["datasets"]),
-        ("kdistill distill st", ["student.", "student="]),
-    ],
-)
-def test_completion(line: str, answers: list[str]) -> None:
-    """Commands, options and short forms are ours; settings and options come from Hydra."""
-    assert completion.complete(line) == answers
-
-
-def test_completion_leaves_no_trace(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A wrong line gives no answer and no message: the user is in the middle of it."""
-    monkeypatch.setenv("COMP_LINE", "kdistill distill student=nope student.par")
-    assert main(["-sc", "query=bash"]) == 0
-    printed = capsys.readouterr()
-    assert (printed.out.strip(), printed.err) == ("", "")
-    assert os.environ["COMP_LINE"] == "kdistill distill student=nope student.par"
-
-
-def test_completion_in_bash(tmp_path: Path) -> None:
-    """bash cuts words at `=`: the answer is what follows the cut; commands get a space."""
-    (tmp_path / "kdistill").write_text(f'#!/bin/sh\nexec {sys.executable} -m kdistill "$@"\n')
-    (tmp_path / "kdistill").chmod(0o755)
-    script = """
-        eval "$(kdistill -sc install=bash)"
-        try() { COMP_LINE="$1"; COMP_POINT=${#1}; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _kdistill
-                printf '%s|' "${COMPREPLY[@]}"; echo; }
-        try "kdistill dist" kdistill dist
-        try "kdistill distill loss=k" kdistill distill loss = k
-        try "kdistill distill device=" kdistill distill device =
-    """
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    found = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": path}, check=True
-    )
-    lines = found.stdout.splitlines()
-    assert lines[0] == "distill |"
-    assert "kd" in lines[1].split("|")
-    assert lines[2] == "auto|cpu|cuda|mps|"
-
-
 # --- the process ---
 
 
@@ -603,17 +539,28 @@ def test_torch_is_not_imported_before_a_run(argv: list[str], tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-def test_a_process_of_its_own_settles_before_it_works(tmp_path: Path) -> None:
-    """What imports and plans have made is left out when garbage is looked for; what training makes is not."""
-    code = (
-        "import gc, sys; from kdistill.cli import main; assert main() == 0;"
-        " assert gc.isenabled(); assert gc.get_freeze_count() > 100_000, gc.get_freeze_count()"
-    )
-    words = [*DIGITS, "teacher=mlp", "teacher.params.hidden=[4]", "teacher.epochs=1", f"runs={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train-teacher", *words], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_process_of_its_own_settles_before_it_works(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it imports and plans, nobody looks for garbage; when it works, not among what that has made."""
+    planning, working = [], []
+
+    def check_before(configs: list[Config], overrides: object = ()) -> None:
+        planning.append(gc.isenabled())
+
+    def answer(config: Config) -> Result:
+        working.append((gc.isenabled(), gc.get_freeze_count() > before))
+        return stages.result(config)
+
+    before, stages.answer = gc.get_freeze_count(), answer
+    monkeypatch.setattr(stages, "check_before", check_before)
+    monkeypatch.setattr(sys, "argv", ["kdistill", "distill"])
+    try:
+        assert main() == 0
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    assert (planning, working) == ([False], [(True, True)])
 
 
 def test_the_caller_s_garbage_is_its_own(stages: Stages) -> None:
