@@ -202,8 +202,8 @@ def _planned(words: Words, overrides: Sequence[str] = ()) -> Plan:
 def _settle() -> None:
     """Collect garbage from now on, but never look for it among what imports and plans have made.
 
-    Those are hundreds of thousands of objects that stay until the process ends, and looking through them again
-    and again takes a second of each start and end.
+    Those are hundreds of thousands of objects that stay until the process ends: looking through them again and
+    again, and once more at the end, is time that a short command's user waits for.
     """
     if not gc.isenabled():
         gc.freeze()
