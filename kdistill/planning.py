@@ -199,13 +199,15 @@ def _teacher_advice(estimate: Estimate, total: float) -> Iterator[str]:
     part, cost, config = estimate.part, estimate.cost, estimate.part.job.config
     views = part.job.identity.teacher_views
     fewer = max(1, views // FEWER)
+    different = part.job.teacher_views.different  # of views that repeat others nothing is asked
     storing = estimate.count * (cost.seconds or 0)
     asking = estimate.count * cost.steps * cost.asking_seconds
     could_store = config.mixing.kind == "none" and not config.loss.weighs_features
     if part.kind == "soft-targets" and storing > total / 2 and views > 1:
+        then = storing * different(fewer) / different(views)
         yield (
             f"time: soft targets take {storing / total:.0%} of it. What helps: soft_targets.views={fewer}"
-            f" (now {views}), {duration(storing * fewer / views)} instead of {duration(storing)}"
+            f" (now {views}), {duration(then)} instead of {duration(storing)}"
         )
     if part.kind == "student" and asking > total / 2 and could_store:
         yield (

@@ -39,6 +39,7 @@ class Rows(Protocol):
 
 
 Shared = TypeVar("Shared", bound=Rows)
+Item = TypeVar("Item")
 
 
 def join() -> None:
@@ -192,6 +193,15 @@ def agree(flag: bool) -> bool:
 def decided(flag: bool) -> bool:
     """What the main rank says."""
     return agree(flag and is_main())
+
+
+def in_step(items: Iterator[Item], stop: object = False) -> Iterator[Item | None]:
+    """Yield this rank's items, then None, as long as any rank has an item left; end once any rank is to `stop`."""
+    while True:
+        item = next(items, None)
+        if most(2 if stop else int(item is not None)) != 1:
+            return
+        yield item
 
 
 def align(network: nn.Module) -> None:

@@ -1,8 +1,8 @@
-"""Work in batches that several processes do side by side: which batches are whose, and which are done.
+"""Work on samples that several processes do side by side: which samples are whose, and which are done.
 
-The work is a table of V views of B batches. What is left of it is cut into shards, one for each process: consecutive
-batches, with all of their views. Each process keeps in a file of its own what is done; a run that was cut off goes on
-from all of these files, also with another number of processes.
+What is left of the samples is cut into shards of consecutive ones, a shard for each process. Each process keeps in a
+file of its own what is done; a run that was cut off goes on from all of these files, also with another number of
+processes.
 """
 
 from __future__ import annotations
@@ -25,33 +25,25 @@ log = logging.getLogger("kdistill")
 class Shard:
     """The shard of this rank.
 
-    `done` is bool `[V, B]`: what any rank had done when the shards were cut, and what this one has done since.
+    `done` is bool `[n]`: what any rank had done when the shards were cut, and what this one has done since. `mine`:
+    positions of this rank's samples, int64, ascending.
     """
 
     def __init__(self, folder: Path, done: Tensor, seconds: float) -> None:
         self.done, self.seconds = done, seconds
         self._path = folder / f"checkpoint-{ranks.rank()}"
         self._clock = time.monotonic()
-        left = (~done).T.nonzero()  # pairs of batch and view, in the order of the batches
-        mine = left[ranks.part(len(left))]
-        self._mine = torch.zeros_like(done)
-        self._mine[mine[:, 1], mine[:, 0]] = True
-        self.waits = len(mine) * ranks.size() < len(left)
-        """Whether other ranks have a batch more to do than this one."""
+        left = (~done).nonzero().flatten()
+        self.mine = left[ranks.part(len(left))]
 
     @classmethod
-    def cut(cls, folder: Path, views: int, batches: int) -> Shard:
+    def cut(cls, folder: Path, samples: int) -> Shard:
         """Cut what is left into shards. All ranks call this; the main one reads in `folder` what is done."""
-        done, seconds = torch.zeros(views, batches, dtype=torch.bool), 0.0
-        for state in _saved(folder) if ranks.is_main() else ():
+        done, seconds = torch.zeros(samples, dtype=torch.bool), 0.0
+        for state in _saved(folder, samples) if ranks.is_main() else ():
             done |= state["done"]
             seconds = max(seconds, state["seconds"])
         return cls(folder, ranks.broadcast(done), seconds)
-
-    def left(self, view: int) -> list[int]:
-        """Numbers of the batches of a view that this rank has still to do."""
-        numbers: list[int] = (self._mine[view] & ~self.done[view]).nonzero().flatten().tolist()
-        return numbers
 
     def save(self) -> None:
         """Save what is done, once it is on the disk."""
@@ -65,10 +57,12 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*[0-9]"))
 
 
-def _saved(folder: Path) -> Iterator[dict[str, Any]]:
+def _saved(folder: Path, samples: int) -> Iterator[dict[str, Any]]:
     for path in files_of(folder):
         state = load_state(path)
         if state is None:
             log.warning("%s is damaged: what it says to be done is done again", path)
+        elif state["done"].shape != (samples,):
+            log.warning("%s is of another version of kdistill: what it says to be done is done again", path)
         else:
             yield state

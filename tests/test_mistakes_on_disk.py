@@ -182,9 +182,7 @@ def test_a_full_disk_in_the_middle_of_soft_targets(
     assert said.code == 2
     assert said.err.splitlines()[-1].startswith("the disk is full: cannot write to disk/runs")
     small_disk("8m")
-    said = kdistill(line)
-    assert said.code == 0
-    assert "soft targets: going on at batch " in said.err
+    assert kdistill(line).code == 0
 
 
 def test_a_disk_that_is_full_before(kdistill: Command, small_disk: Callable[[str], Path]) -> None:

@@ -40,6 +40,16 @@ def test_alone_everything_is_as_it_was() -> None:
     assert (ranks.size(), ranks.rank(), ranks.weight(3)) == (1, 0, 1.0)
     assert ranks.agree(True)
     assert not ranks.decided(False)
+    assert list(ranks.in_step(iter("ab"))) == ["a", "b"]
+
+
+def test_steps_end_when_one_is_to_stop() -> None:
+    """Asked before each step; what was not begun is not done."""
+    stop: list[str] = []
+    steps = ranks.in_step(iter("abc"), stop)
+    assert next(steps) == "a"
+    stop.append("now")
+    assert list(steps) == []
 
 
 @pytest.mark.parametrize(("count", "size"), [(8, 2), (7, 3), (33, 4), (5, 5)])
@@ -269,6 +279,8 @@ def test_what_two_tell_each_other(results: list[dict[str, Any]]) -> None:
         assert result["means"] == [1.5, 2.0]
         assert result["agree"] == [False, True, True]
         assert result["decided"] == [False, True]
+        assert result["stopped"] == []
+    assert (main["in step"], other["in step"]) == (["a", None, None], ["a", "b", "c"])
 
 
 def start(runs: Path, *words: str) -> subprocess.Popen[str]:

@@ -75,6 +75,8 @@ def everything() -> dict[str, object]:
         "gathered": ranks.gather(torch.arange(5)[: 2 + ranks.rank()]),
         "means": ranks.means([torch.tensor(1.0 + ranks.rank()), torch.tensor(2.0)]),
         "agree": [ranks.agree(False), ranks.agree(ranks.rank() == 1), ranks.agree(True)],
+        "in step": list(ranks.in_step(iter("abc"[: 1 + 2 * ranks.rank()]))),
+        "stopped": list(ranks.in_step(iter("abc"), stop=ranks.is_main())),
         "decided": [ranks.decided(ranks.rank() == 1), ranks.decided(ranks.is_main())],
     }
 

@@ -1,5 +1,6 @@
 """Images in batches: data sets, splits, replayable augmentation and mixing."""
 
+from kdistill.data.allviews import AllViews, Seen
 from kdistill.data.augment import augmented
 from kdistill.data.batch import Batch, Together
 from kdistill.data.datasets import load_data
@@ -11,10 +12,12 @@ from kdistill.data.unlabelled import transfer
 from kdistill.data.views import Views
 
 __all__ = [
+    "AllViews",
     "Batch",
     "Data",
     "InputView",
     "Mixing",
+    "Seen",
     "Shown",
     "Split",
     "Together",

@@ -37,7 +37,7 @@ def random_bits(index: Tensor, *key: int) -> Tensor:
     return _mix(index * _GOLDEN + _state_of(*key))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _state_of(*key: int) -> int:
     # the same for all steps of an epoch, and a dozen small operations to find
     state = torch.zeros((), dtype=torch.int64)
@@ -150,6 +150,28 @@ class Views:
         return lambda indices, view: self._changed(
             windows.take(indices, *self.draw(indices, view)), indices, view
         )
+
+    @property
+    def windows(self) -> int | None:
+        """How many different windows an image has, mirror images among them; None where views differ in more."""
+        return None if self.then else (2 * self.crop + 1) ** 2 * (1 + self.flip)
+
+    def different(self, count: int) -> float:
+        """How many different images `count` views of one image are, on average."""
+        # each one differs from all before it with the probability that those missed its window
+        return sum((1 - 1 / self.windows) ** before for before in range(count)) if self.windows else count
+
+    def window(self, indices: Tensor, view: int) -> Tensor:
+        """Return the number of the window that each sample's view is, int64 `[N]` in `0..windows - 1`."""
+        down, right, flipped = self.draw(indices, view)
+        side = 2 * self.crop + 1
+        return (flipped * side + down) * side + right
+
+    def cut(self, images: Tensor, rows: Tensor, windows: Tensor) -> Tensor:
+        """Return the windows of these numbers of the images at `rows`, both int64 `[N]`."""
+        side = 2 * self.crop + 1
+        down, right, flipped = windows // side % side, windows % side, windows >= side * side
+        return Windows(images, self.crop, self.flip).take(rows, down, right, flipped)
 
     def draw(self, indices: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the window's offsets down and right, int64 `[N]` in `0..2 * crop`, and flips, bool `[N]`."""

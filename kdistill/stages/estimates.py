@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from kdistill.artifacts import Artifact
 from kdistill.config import schema
 from kdistill.config.schema import Config
-from kdistill.data import Batch, Shown
+from kdistill.data import Batch
 from kdistill.identity import key_of
 from kdistill.losses import Outputs
 from kdistill.resources import peak_memory, reset_peak_memory
 from kdistill.stages import distill, finetune, train_teacher
+from kdistill.stages.answers import answers
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import rehearse, stand_in
 from kdistill.stages.signals import asked, class_map_of, combined, count_outputs, live_teacher, mapped
-from kdistill.stages.soft_targets import answers, layout_for, read_file
+from kdistill.stages.soft_targets import layout_for, read_file
 from kdistill.stages.training import Course
 from kdistill.stored import room_on
 from kdistill.teachers import Live, TeacherSignal
@@ -203,13 +204,13 @@ def _soft_targets(job: Job) -> Cost:
     if teacher is None:
         return Cost(kept=kept)
     reset_peak_memory(job.engine.device)
-    split, size = job.transfer_set.to(job.engine.device), job.config.soft_targets.batch_size
-    shown, parts = Shown(split, job.teacher_views), torch.arange(len(split)).split(size)
-    asked = (part for view in itertools.count() for part in answers(teacher, shown, view, parts))
-    first, step = pace(asked, job.engine.device)
-    steps = job.identity.teacher_views * -(-len(split) // size)
+    samples, size = len(job.transfer_set), job.config.soft_targets.batch_size
+    images = round(samples * job.teacher_views.different(job.identity.teacher_views))
+    again = (step for _ in itertools.count() for step in answers(job, teacher, torch.arange(samples)))
+    first, step = pace(again, job.engine.device)
+    steps = -(-images // size)
     memory = peak_memory(job.engine.device)
-    return _shared(job, Cost(first + (steps - 1) * step, steps, step, min(size, len(split)), memory, kept))
+    return _shared(job, Cost(first + (steps - 1) * step, steps, step, min(size, images), memory, kept))
 
 
 def soft_targets_bytes(job: Job) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,13 +17,13 @@ import torch
 from kdistill import ranks
 from kdistill.artifacts import Artifact, Work
 from kdistill.config.models import FileParams
-from kdistill.data import Shown
 from kdistill.errors import ConfigError, Interrupted, StorageError
 from kdistill.files import free_bytes, size_text
 from kdistill.identity import key_of
 from kdistill.outside import read_outputs
 from kdistill.records import Progress
 from kdistill.shards import Shard, files_of
+from kdistill.stages.answers import answers
 from kdistill.stages.job import Job
 from kdistill.stages.signals import count_outputs, live_teacher
 from kdistill.stopping import stop_requests
@@ -128,21 +129,18 @@ def _generate(job: Job, teacher: Artifact, work: Work) -> None:
     path = work.shared / layout.file
     if ranks.is_main() and not (path.exists() and files_of(work.shared)):
         _create(job, path, layout)
-    views, samples, _ = layout.shape
-    # shards end where batches end, so that the teacher is asked about the same batches by any number of ranks
-    parts = torch.arange(samples).split(job.config.soft_targets.batch_size)
-    shard = Shard.cut(work.shared, views, len(parts))
-    _fill(job, signal, parts, shard, Writer(path, layout))
+    shard = Shard.cut(work.shared, layout.shape[1])
+    _fill(job, signal, shard, Writer(path, layout))
     ranks.barrier()  # until the rows of all are on the disk
     _describe(job, work, layout, shard.seconds)
 
 
-def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, writer: Writer) -> None:
-    """Write what the teacher says of this rank's batches; all ranks stop after the same step."""
-    shown, views = Shown(job.transfer_set.to(job.engine.device), job.teacher_views), len(shard.done)
-    total, done, saved = shard.done.numel(), int(shard.done.sum()), time.monotonic()
-    if done:
-        log.info("soft targets: going on at batch %d of %d", min(done + 1, total), total)
+def _fill(job: Job, signal: Live, shard: Shard, writer: Writer) -> None:
+    """Write what the teacher says of this rank's samples; all ranks stop after the same step."""
+    before, total, mine = int(shard.done.sum()), len(shard.done), len(shard.mine)
+    finished, done, saved = 0, before, time.monotonic()
+    if before:
+        log.info("soft targets: going on at sample %s of %s", f"{min(before + 1, total):,}", f"{total:,}")
 
     def save() -> None:
         nonlocal saved
@@ -150,43 +148,24 @@ def _fill(job: Job, signal: Live, parts: Sequence[torch.Tensor], shard: Shard, w
         shard.save()
         saved = time.monotonic()
 
-    with stop_requests() as stop, Progress("soft targets", total, done) as bar:
-        for view in range(views):
-            left = shard.left(view)
-            if not left:
-                continue
-            asked = answers(signal, shown, view, [parts[n] for n in left])
-            for number, (indices, logits) in zip(left, job.engine.fetched(asked), strict=True):
-                if len(indices):  # else none of its images can be decoded
-                    writer.write(view, indices, logits)
-                shard.done[view, number] = True
-                seen = len(indices) * ranks.size()
-                bar.advance(seen, lambda: f"view {view + 1}/{views}", steps=ranks.size())  # noqa: B023
-                stopping = ranks.agree(bool(stop))
-                if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save()
-                if stopping:
-                    raise Interrupted(STOPPED)
-            save()
-            log.info("soft targets view %d/%d  %s images/s", view + 1, views, f"{bar.rate:,.0f}")
-        if shard.waits:
-            if signal.together:
-                signal.logits(job.first_images(1)[:0])
-            if ranks.agree(bool(stop)):
-                raise Interrupted(STOPPED)
-
-
-def answers(
-    signal: Live, shown: Shown, view: int, parts: Sequence[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the teacher says of a view: of each part the positions `[N]` of its readable images, and logits `[N, K]`."""
-    for batch in shown.read(parts, view):
-        if len(batch):
-            yield batch.indices, signal.logits(batch.images)
-        else:
-            if signal.together:
-                signal.logits(batch.images)  # as the others ask about theirs
-            yield batch.indices, torch.empty(0, 0)
+    with stop_requests() as stop, Progress("soft targets", total, before) as bar:
+        for seen, logits in chain.from_iterable(answers(job, signal, shard.mine, stop)):
+            for view, which in enumerate(seen.which):
+                if len(which):  # else none of the images can be decoded
+                    writer.write(view, seen.indices, logits[which])
+            shard.done[seen.part] = True
+            finished, known = finished + len(seen.part), done
+            done = before + finished * (total - before) // mine  # as if the other ranks kept up
+            images, status = seen.which.numel() * ranks.size(), f"{done:,}/{total:,} samples"
+            bar.advance(images, lambda: status, steps=done - known)  # noqa: B023
+            tenths = 10 * done // total
+            if tenths > 10 * known // total or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save()
+            if tenths > 10 * known // total:
+                log.info("soft targets %d%%  %s images/s", 10 * tenths, f"{bar.rate:,.0f}")
+        save()
+        if ranks.agree(bool(stop)):
+            raise Interrupted(STOPPED)
 
 
 def read_file(job: Job) -> torch.Tensor:

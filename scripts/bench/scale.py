@@ -5,6 +5,7 @@
 Reads what training would read, augmented and in batches of 128, without a network. Image files are 20,000
 JPEGs of 64 to 96 pixels, made in DIR once, and the same in shards of 1,000; other rows are synthetic arrays in
 memory. Each row is a process of its own, with one thread. Prints one JSON line for each and a Markdown table.
+Rows of views at once read what a teacher is asked about for its soft targets, where images/s counts all views.
 Seconds are until the first batch can be asked for; memory is the most that the process and its workers added to
 it, without files mapped into it, which the system takes back when it needs the space. Needs Linux.
 """
@@ -36,6 +37,7 @@ FROM_FILES: dict[str, dict[str, Any]] = {
     "files, decoded into memory": {"memory_gb": 4},
     "files, no workers": {},
     "files, 2 workers": {"workers": 2},
+    "files, 10 views at once, no workers": {"at_once": 10},
     "shards, first time, no workers": {"dataset": "webdataset", "index": "new"},
     "shards, no workers": {"dataset": "webdataset", "index": "kept"},
     "shards, 2 workers": {"dataset": "webdataset", "index": "kept", "workers": 2},
@@ -140,12 +142,13 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from kdistill import load_config
-    from kdistill.data import Views, load_data
+    from kdistill.data import AllViews, Views, load_data
     from kdistill.training_data import TrainingData
 
     torch.set_num_threads(1)
     row = dict(row)
     name, views, seconds = row.pop("dataset"), row.pop("views", None), row.pop("seconds")
+    at_once = row.pop("at_once", 0)
     how = {key: row.pop(key) for key in ("workers", "memory_gb", "cache", "index") if key in row}
     config = load_config(f"dataset={name}", *(f"dataset.{key}={value}" for key, value in row.items())).dataset
     before = memory(os.getpid())
@@ -153,10 +156,16 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         split = load_data(config, **how).train
         loaded = time.perf_counter() - start
-        training = TrainingData(split, Views(seed=0, crop=4, flip=True), order_seed=0, distinct_views=views)
+        shown = Views(seed=0, crop=4, flip=True)
+        training = TrainingData(split, shown, order_seed=0, distinct_views=views)
+        every = AllViews(split, shown, at_once)
         images, epoch, start = 0, 0, time.perf_counter()
         while epoch < (views or 1) or time.perf_counter() - start < seconds:
-            images += sum(len(batch.indices) for batch in training.batches(epoch, BATCH_SIZE))
+            if at_once:
+                parts = torch.arange(len(split)).split(every.part_size(BATCH_SIZE))
+                images += sum(seen.which.numel() for seen in every.read(parts))
+            else:
+                images += sum(len(batch.indices) for batch in training.batches(epoch, BATCH_SIZE))
             epoch += 1
         rate = images / (time.perf_counter() - start)
     return {

@@ -1,16 +1,18 @@
 """What soft-target generation costs, against bare inference of the same teacher with the best settings.
 
-    python scripts/bench/teacher.py [--precision bf16 fp32] [--rounds 5] [--samples 12000]
+    python scripts/bench/teacher.py [--precision bf16 fp32] [--views 2] [--rounds 5] [--samples 12000]
 
-The teacher is a ResNet-18 of width 16 with random weights, on Fashion-MNIST with crop and flip; two views of
-each sample. `generate` is the stage as `kdistill soft-targets` runs it, with its file; `bare` is
-a loop over normalised batches that are tensors already, in inference mode, channels_last, and nothing kept.
-Prints one JSON line for each precision and a Markdown table.
+The teacher is a ResNet-18 of width 16 with random weights, on Fashion-MNIST with crop and flip. `generate` is the
+stage as `kdistill soft-targets` runs it, with its file; `bare` is a loop over normalised batches that are tensors
+already, in inference mode, channels_last, and nothing kept. A view that repeats another one of its sample is not asked
+about; `generate` counts all views, and `repeats` is the share of those: of two views one in a hundred.
+Prints one JSON line for each row and a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -27,6 +29,7 @@ from kdistill.stages.job import Job
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--precision", nargs="*", default=["bf16", "fp32"])
+    parser.add_argument("--views", type=int, nargs="*", default=[2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=12_000)
     parser.add_argument("--threads", type=int)
@@ -34,22 +37,22 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     rows: list[dict[str, object]] = []
-    for precision in args.precision:
+    for precision, views in itertools.product(args.precision, args.views):
         words = ["dataset=fashion_mnist", f"dataset.train_samples={args.samples}", "teacher=resnet18"]
         words += ["teacher.params.width=16", f"device.precision={precision}"]
-        about = {"precision": precision, "threads": torch.get_num_threads()}
-        rows.append(about | measure(words, args.rounds))
+        about = {"precision": precision, "threads": torch.get_num_threads(), "views": views}
+        rows.append(about | measure(words, args.rounds, views))
         print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
 
 
-def measure(words: list[str], rounds: int) -> dict[str, float]:
+def measure(words: list[str], rounds: int, views: int = 2) -> dict[str, float]:
     """Images per second both ways, interleaved: medians, and the median of the rounds' ratios.
 
     `words` are the settings of kdistill: data set, device, teacher.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = [*words, "teacher.epochs=0", "soft_targets.views=2", f"runs={folder}"]
+        words = [*words, "teacher.epochs=0", f"soft_targets.views={views}", f"runs={folder}"]
         train_teacher(load_config(*words))
         job = Job.open(load_config(*words))
         pairs = [(generate(words, number), bare(job)) for number in range(rounds + 1)][
@@ -57,6 +60,7 @@ def measure(words: list[str], rounds: int) -> dict[str, float]:
         ]  # the first warms up
     made, limit = zip(*pairs, strict=True)
     return {
+        "repeats": round(1 - job.teacher_views.different(views) / views, 3),
         "generate": round(statistics.median(made)),
         "bare": round(statistics.median(limit)),
         "generate/bare": round(statistics.median(a / b for a, b in pairs), 3),
