@@ -13,7 +13,7 @@ from kdistill.data.splits import Split
 from kdistill.data.views import Views
 
 #: a part of the samples shows up to so many batches, of up to so many numbers, but one batch at least
-PART_BATCHES, PART_NUMBERS = 16, 2**26
+PART_BATCHES, PART_NUMBERS = 16, 2**25
 
 
 @dataclass(frozen=True, eq=False)

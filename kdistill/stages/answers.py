@@ -36,13 +36,14 @@ def answers(
             yield seen.images
 
     def results() -> Iterator[tuple[Tensor, ...]]:
+        nothing = job.first_images(1)[:0] if signal.together else None
         for batch in ranks.in_step(in_batches(images(), size), stop):
             if batch is not None:
                 yield (signal.logits(batch),)
-                continue
-            if signal.together:
-                signal.logits(job.first_images(1)[:0])  # as the others ask about theirs
-            yield ()
+            elif nothing is not None:
+                yield (signal.logits(nothing),)  # as the others ask about theirs
+            else:
+                yield ()
 
     for result in job.engine.fetched(results()):
         pending.answered.extend(result)
