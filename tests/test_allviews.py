@@ -5,18 +5,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from kdistill import make_soft_targets, train_teacher
+from kdistill.artifacts import Work
 from kdistill.config.schema import Config
 from kdistill.data import AllViews, Batch, Seen, Views
 from kdistill.data.colour import Jitter
 from kdistill.data.decoding import ImageFiles
 from kdistill.data.geometry import Erase
 from kdistill.data.splits import ArraySplit
+from kdistill.shards import Shard
 from kdistill.stages.answers import Pending, in_batches
+from kdistill.stages.job import Job
+from kdistill.stages.soft_targets import _generate
 from tests.cases.teachers import write_images
 
 
@@ -238,3 +243,23 @@ def test_files_are_decoded_once_for_all_views(
 
     in_memory = make_soft_targets(images(root, *common, "soft_targets.views=5", "force=true"))
     assert in_memory.digest == from_files.digest
+
+
+def test_a_file_that_cannot_be_decoded_is_done_with(images: Callable[..., Config], tmp_path: Path) -> None:
+    """Its rows stay empty, all others are written, and a run that goes on does not look at it again."""
+    root = write_images(tmp_path / "data", {"cat": 60, "dog": 160})
+    words = ("teacher.epochs=0", "device.memory_gb=0", "dataset.on_error=skip", "soft_targets.views=3")
+    job = Job.open(images(root, *words))
+    broken = root / job.transfer_set.ids[5]
+    broken.write_bytes(broken.read_bytes()[:40])
+    train_teacher(images(root, *words))
+    job = Job.open(images(root, *words))
+    work = Work(tmp_path / "made")
+    work.folder.mkdir()
+    _generate(job, job.require_teacher(), work)
+
+    samples = len(job.transfer_set)
+    at = list(job.transfer_set.ids).index(str(broken.relative_to(root)))
+    empty = (np.load(work.folder / "logits.npy") == 0).all(axis=2)
+    assert np.argwhere(empty).tolist() == [[view, at] for view in range(3)]
+    assert len(Shard.cut(work.shared, samples).mine) == 0
