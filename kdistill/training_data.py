@@ -47,7 +47,7 @@ class TrainingData:
 
     @cached_property
     def _shown(self) -> Shown:
-        return Shown(self.split, self.views, self.teacher_views, ready=True)
+        return Shown(self.split, self.views, self.teacher_views)
 
     def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
         assert self.mixing is not None

@@ -29,13 +29,11 @@ class Shown:
     """A split in `views`; `teacher_views` are what the teacher is shown instead, where that differs.
 
     Several batches of small images are augmented at once: what their many small operations cost is paid once.
-    `ready`: keep images in memory ready for their windows, which pays after some views where little else is done.
     """
 
     split: Split
     views: Views
     teacher_views: Views | None = None
-    ready: bool = False
 
     def read(self, parts: Sequence[Tensor], view: int) -> Iterator[Batch]:
         """Yield one batch for each of `parts` (int64, positions), in its order; without its corrupt images."""
@@ -72,7 +70,7 @@ class Shown:
         split = self.split
         assert isinstance(split, ArraySplit)
         # on a CPU, where it was found to pay
-        room = READY_BYTES if self.ready and split.images.device.type == "cpu" else 0
+        room = READY_BYTES if split.images.device.type == "cpu" else 0
         theirs = self.teacher_views.over(split.images, room) if self.teacher_views else None
         return split, self.views.over(split.images, room), theirs
 

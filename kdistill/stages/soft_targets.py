@@ -159,9 +159,10 @@ def _fill(job: Job, signal: Live, shard: Shard, writer: Writer) -> None:
             images, status = seen.which.numel() * ranks.size(), f"{done:,}/{total:,} samples"
             bar.advance(images, lambda: status, steps=done - known)  # noqa: B023
             tenths = 10 * done // total
-            if tenths > 10 * known // total or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            is_reached = tenths > 10 * known // total
+            if is_reached or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
-            if tenths > 10 * known // total:
+            if is_reached:
                 log.info("soft targets %d%%  %s images/s", 10 * tenths, f"{bar.rate:,.0f}")
         save()
         if ranks.agree(bool(stop)):
