@@ -16,6 +16,7 @@ from torch import nn
 from kdistill import fsdp, ranks
 from kdistill.config import schema
 from kdistill.errors import ConfigError
+from kdistill.layout import to_channels_last
 from kdistill.resources import keep_freed_memory
 
 log = logging.getLogger("kdistill")
@@ -84,7 +85,7 @@ class Engine:
         if self.shard:
             fsdp.check(network)
             return network
-        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = to_channels_last(network, self.device)
         if self.compile:
             network.compile()
         return network

@@ -17,6 +17,7 @@ LAYERS = [
     {
         "engine",
         "fsdp",
+        "layout",
         "averaging",
         "metrics",
         "optim",
