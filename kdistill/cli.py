@@ -227,6 +227,7 @@ def _hydra_jobs(plan: Plan) -> int:
         if plan.launcher.is_parallel:
             from kdistill import workers
 
+            workers.prepare(plan)
             with workers.supervised(plan.launcher.name):
                 hydra_app.call(argv, workers.WorkerTask())
         else:

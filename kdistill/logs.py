@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.text import Text
 
@@ -52,6 +53,25 @@ class LogFile(logging.FileHandler):
 
 #: warnings that the console showed before the run, which comes upon them again
 _shown: set[str] = set()
+
+
+@contextmanager
+def before_jobs(file: Path) -> Iterator[None]:
+    """Log as a job does, on the console and in a file, before Hydra has set that up for the first job."""
+    logger, level = logging.getLogger("kdistill"), logging.getLogger("kdistill").level
+    in_file = LogFile(file, delay=True)
+    in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers = ConsoleHandler(), in_file
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 class _EarlyHandler(ConsoleHandler):

@@ -1,7 +1,7 @@
 """Sweeps whose jobs run in worker processes: what a job needs to know there, and how it is stopped.
 
-Workers share the artifact store with its locks: what several jobs need is made by the first of them, while the others
-wait.
+Workers share the artifact store with its locks: what several jobs need is made before they start, or by the first of
+them, while the others wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from omegaconf import DictConfig
 
 from kdistill import logs, plugins
 from kdistill.config import folders
+from kdistill.config.compose import Plan
+from kdistill.config.overrides import users_words
 from kdistill.errors import RunError, first_line
+from kdistill.stages.sharing import make_shared
 from kdistill.stopping import StopRequest, stop_requests
 from kdistill.task import task
 
@@ -74,6 +77,12 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     if not _stopped:
         _stopped = True
         raise KeyboardInterrupt
+
+
+def prepare(plan: Plan) -> None:
+    """Make what several jobs use, with all cores, where this process has nothing else to do than to wait for them."""
+    if plan.launcher.name == "joblib":
+        make_shared(plan.configs, [users_words(job) for job in plan.jobs], plan.folder)
 
 
 @contextmanager

@@ -183,7 +183,8 @@ def names(runs: str) -> list[str]:
 def test_parallel_jobs_share_the_store(
     launcher: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The same artifacts and numbers as one after another; one job trains the teacher, the others wait for it."""
+    """The same artifacts and numbers as one after another. The teacher is trained once: before the jobs, or by one of
+    them, while the others wait."""
     monkeypatch.chdir(tmp_path)
     parallel = sweep("loss=kd,ce", "student.seed=0,1", *launcher, runs="parallel")
     alone = sweep("loss=kd,ce", "student.seed=0,1", runs="alone")
@@ -194,7 +195,9 @@ def test_parallel_jobs_share_the_store(
     for kind in ("teacher", "soft-targets"):
         assert len(list(Path("parallel/artifacts", kind).glob("*/manifest.json"))) == 1
     jobs = [file.read_text() for file in Path("parallel").glob("run/sweep_*/*/kdistill.log")]
-    assert sorted("teacher epoch 1/3" in text for text in jobs) == [False, False, False, True]
+    before = [file.read_text() for file in Path("parallel").glob("run/sweep_*/kdistill.log")]
+    assert sorted("teacher epoch 1/3" in text for text in jobs) == [False] * 3 + [launcher != JOBLIB]
+    assert ["teacher epoch 1/3" in text for text in before] == [True] * (launcher == JOBLIB)
     assert "mean +- standard deviation over student.seed" in parallel.stdout
 
 
@@ -237,6 +240,32 @@ def test_a_worker_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
+def stopped(*words: str, when: Callable[[], bool], stop: Callable[[subprocess.Popen[str]], None]) -> int:
+    """Stop a sweep of three jobs, two at a time, as soon as `when`; its exit code, and what it said in the file err."""
+    with Path("out").open("w") as out, Path("err").open("w") as err:
+        command = [*COMMAND, "run", "-m", *TINY, "device.threads=1", "student.seed=0,1,2", *words, *JOBLIB]
+        process = subprocess.Popen(command, stdout=out, stderr=err, text=True, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while not when():
+            assert process.poll() is None, Path("err").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        stop(process)
+        return process.wait(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _students_learn() -> bool:
+    return sum("student epoch 2/" in f.read_text() for f in Path().glob("runs/run/*/*/kdistill.log")) == 2
+
+
+def _the_teacher_learns() -> bool:
+    return any("teacher epoch 2/" in f.read_text() for f in Path().glob("runs/run/*/kdistill.log"))
+
+
 def _to_all(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
@@ -250,23 +279,10 @@ def test_stopped_jobs_save_their_state(
 ) -> None:
     """Both jobs at work are interrupted, with their state on disk; the third does not start; exit code 130."""
     monkeypatch.chdir(tmp_path)
-    words = [*TINY, "device.threads=1", "student.epochs=100000", "soft_targets.views=1", "student.seed=0,1,2"]
-    with Path("out").open("w") as out, Path("err").open("w") as err:
-        command = [*COMMAND, "run", "-m", *words, *JOBLIB]
-        process = subprocess.Popen(command, stdout=out, stderr=err, text=True, start_new_session=True)
-    try:
-        until = time.monotonic() + 120
-        while sum("student epoch 2/" in f.read_text() for f in Path().glob("runs/run/*/*/kdistill.log")) < 2:
-            assert process.poll() is None, Path("err").read_text()
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        stop(process)
-        assert process.wait(timeout=120) == 130
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    code = stopped("student.epochs=100000", "soft_targets.views=1", when=_students_learn, stop=stop)
 
     said = Path("err").read_text()
+    assert code == 130
     assert [row["status"].partition(":")[0] for row in table("runs")] == [
         "interrupted",
         "interrupted",
@@ -275,3 +291,17 @@ def test_stopped_jobs_save_their_state(
     assert said.endswith("interrupted. Give the same command again: it goes on where it stopped\n")
     assert "Traceback" not in said
     assert len(list(Path().glob("runs/artifacts/student/*.partial/checkpoint"))) == 2
+
+
+@pytest.mark.slow
+def test_a_stop_before_the_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The teacher that they share is saved, no job starts, exit code 130."""
+    monkeypatch.chdir(tmp_path)
+    code = stopped("teacher.epochs=100000", when=_the_teacher_learns, stop=_to_all)
+    said = Path("err").read_text()
+
+    assert code == 130
+    assert [row["status"] for row in table("runs")] == ["not run"] * 3
+    assert said.endswith("give the same command again to go on\n")
+    assert "Traceback" not in said
+    assert len(list(Path().glob("runs/artifacts/teacher/*.partial/checkpoint"))) == 1

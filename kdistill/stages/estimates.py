@@ -6,24 +6,23 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdistill.artifacts import Artifact
 from kdistill.config import schema
 from kdistill.config.schema import Config
 from kdistill.data import Batch
-from kdistill.identity import key_of
 from kdistill.losses import Outputs
 from kdistill.resources import peak_memory, reset_peak_memory
 from kdistill.stages import distill, finetune, train_teacher
 from kdistill.stages.answers import answers
 from kdistill.stages.job import Job
 from kdistill.stages.objectives import rehearse, stand_in
+from kdistill.stages.parts import Kind, Part, parts_of
 from kdistill.stages.signals import asked, class_map_of, combined, count_outputs, live_teacher, mapped
 from kdistill.stages.soft_targets import layout_for, read_file
 from kdistill.stages.training import Course
@@ -35,24 +34,6 @@ from kdistill.trial import Cost, pace, try_fit
 FREE = ("seed", "lr", "weight_decay", "alpha", "beta", "T")
 #: rows of the made-up logits that stand for stored soft targets
 MADE_UP_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Part:
-    """An artifact of a run. `found` is the one that is there and will be used, None where one will be made."""
-
-    kind: str
-    model: str
-    key: str
-    found: Artifact | None
-    job: Job
-    measure: Callable[[Job], Cost]
-
-    @property
-    def like(self) -> str:
-        """Equal for parts that take the same: all that differs are settings that cost nothing."""
-        steps = [_costly(step.config.model_dump(mode="json")) for step in self.job.chain]
-        return json.dumps([self.kind, self.found is None, self.job.identity.needs_teacher, steps])
 
 
 @dataclass(frozen=True)
@@ -76,34 +57,14 @@ def estimates(configs: Iterable[Config]) -> list[Estimate]:
     parts = {(part.kind, part.key): part for config in configs for part in parts_of(Job.open(config))}
     alike: dict[str, list[Part]] = {}
     for part in parts.values():
-        alike.setdefault(part.like, []).append(part)
+        alike.setdefault(_like(part), []).append(part)
     return [Estimate(group[0], len(group), _cost(group[0])) for group in alike.values()]
 
 
-def parts_of(job: Job) -> Iterator[Part]:
-    """All artifacts that `pipeline.run` uses, in the order in which it makes them."""
-    for step in job.chain:
-        for teacher in step.teachers.values():
-            taught_by = step.previous.config.student.name if step.previous else teacher.config.teacher.name
-            made_from = teacher.find_teacher()
-            if train_teacher.is_trainable(teacher):
-                key = key_of(teacher.identity.teacher)
-                yield _part("teacher", taught_by, key, made_from, teacher, _teacher)
-            if teacher.identity.needs_teacher and teacher.identity.stored:
-                key = key_of(teacher.identity.soft_targets)
-                found = teacher.find_soft_targets({"teacher": made_from} if made_from else {})
-                yield _part("soft-targets", taught_by, key, found, teacher, _soft_targets)
-        name, key = step.config.student.name, key_of(step.identity.student)
-        yield _part("student", name, key, step.find_student(), step, _student)
-    if job.config.finetune.epochs:
-        key = key_of(job.identity.finetuned)
-        yield _part("finetuned", job.config.student.name, key, job.find_finetuned(), job, _finetuned)
-
-
-def _part(
-    kind: str, model: str, key: str, found: Artifact | None, job: Job, measure: Callable[[Job], Cost]
-) -> Part:
-    return Part(kind, model, key, None if job.config.force else found, job, measure)
+def _like(part: Part) -> str:
+    """Equal for parts that take the same: all that differs are settings that cost nothing."""
+    steps = [_costly(step.config.model_dump(mode="json")) for step in part.job.chain]
+    return json.dumps([part.kind, part.found is None, part.job.identity.needs_teacher, steps])
 
 
 def _costly(node: Any) -> Any:
@@ -121,7 +82,7 @@ def _cost(part: Part) -> Cost:
         return Cost(seconds=0.0)
     try:
         with part.job.engine.seeded(0):
-            return part.measure(part.job)
+            return MEASURES[part.kind](part.job)
     except torch.OutOfMemoryError:
         return Cost(out_of_memory=True)
 
@@ -211,6 +172,15 @@ def _soft_targets(job: Job) -> Cost:
     steps = -(-images // size)
     memory = peak_memory(job.engine.device)
     return _shared(job, Cost(first + (steps - 1) * step, steps, step, min(size, images), memory, kept))
+
+
+#: how the cost of each kind of artifact is found
+MEASURES: dict[Kind, Callable[[Job], Cost]] = {
+    "teacher": _teacher,
+    "soft-targets": _soft_targets,
+    "student": _student,
+    "finetuned": _finetuned,
+}
 
 
 def soft_targets_bytes(job: Job) -> int:

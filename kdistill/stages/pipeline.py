@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from kdistill.stages.distill import distill
 from kdistill.stages.evaluate import Evaluation, evaluate
-from kdistill.stages.finetune import finetune
 from kdistill.stages.job import Job
-from kdistill.stages.soft_targets import make_soft_targets
-from kdistill.stages.train_teacher import is_trainable, train_teacher
+from kdistill.stages.parts import parts_of, teaching
 
 
 def run(job: Job) -> Evaluation:
@@ -18,10 +15,8 @@ def run(job: Job) -> Evaluation:
 
 def make(job: Job) -> None:
     """What `run` does but for the evaluation."""
-    make_teachers(job)
-    distill(job)
-    if job.config.finetune.epochs:
-        finetune(job)
+    for part in parts_of(job):
+        part.make()
 
 
 def make_teachers(job: Job) -> None:
@@ -29,12 +24,5 @@ def make_teachers(job: Job) -> None:
 
     In a chain every step's student is distilled before it teaches the next one.
     """
-    for step in job.chain:
-        for teacher in step.teachers.values():
-            # also for a student that learns from labels alone: the table compares with it
-            if is_trainable(teacher):
-                train_teacher(teacher)
-            if teacher.identity.needs_teacher and teacher.identity.stored:
-                make_soft_targets(teacher)
-        if step is not job:
-            distill(step)
+    for part in teaching(job):
+        part.make()

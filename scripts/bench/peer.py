@@ -13,7 +13,8 @@ does it all on a GPU.
 torchdistill: as the library leaves it (2 workers, the teacher in training mode), with the teacher in evaluation
 mode, and that without workers. kdistill: a view for each epoch, and 2 views; its job makes the soft targets, too,
 and validates after each epoch, which the others do not. Its sweep over 8 temperatures is one command, whose
-soft targets are made once.
+soft targets are made once. Two at a time: kdistill's sweep by joblib, and two of torchdistill's jobs at once, each
+with one thread; the seconds are those of both, halved.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +55,20 @@ ROWS = {
     "kdistill": ["soft_targets.views=null"],
     "kdistill, 2 views": ["soft_targets.views=2"],
     "kdistill, sweep of 8": ["soft_targets.views=null", f"loss.T={','.join(map(str, SWEEP))}", "-m"],
+    "kdistill, sweep of 8, two at a time": [
+        "soft_targets.views=null",
+        f"loss.T={','.join(map(str, SWEEP))}",
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ],
     "torchdistill": ["torchdistill", "--workers=2"],
     "torchdistill, eval": ["torchdistill", "--workers=2", "--eval-teacher"],
     "torchdistill, eval, 0 workers": ["torchdistill", "--workers=0", "--eval-teacher"],
+    "torchdistill, eval, 0 workers, two at a time": ["torchdistill", "--workers=0", "--eval-teacher"],
     "plain loop": ["plain", "--workers=2"],
 }
+AT_ONCE = ", two at a time"
 Row = dict[str, float | int | str]
 
 
@@ -155,16 +166,26 @@ def by_peer(job: Job, case: Row, work: Path) -> dict[str, float]:
     ]
     command += [f"--student={json.dumps(about | shape)}", f"--source={module.__file__}"]
     command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}", f"--device={case['device']}"]
+    if str(case["row"]).endswith(AT_ONCE):
+        return two_of(command)
     said, _, most = run(command)
     found: dict[str, float] = json.loads(said.splitlines()[-1])
     return {**found, "peak_mb": most}
 
 
-def run(command: list[str]) -> tuple[str, resource.struct_rusage, float]:
+def two_of(command: list[str]) -> dict[str, float]:
+    """What the first of two such processes says; the memory of both. Each has one thread."""
+    with ThreadPoolExecutor() as pool:
+        one, other = pool.map(run, [command] * 2, [{"OMP_NUM_THREADS": "1"}] * 2)
+    found: dict[str, float] = json.loads(one[0].splitlines()[-1])
+    return {**found, "jobs": 2, "peak_mb": one[2] + other[2]}
+
+
+def run(command: list[str], variables: Mapping[str, str] = {}) -> tuple[str, resource.struct_rusage, float]:
     """What the process printed and used, alone, and the most MiB that it and its workers held."""
     folder = Path(kdistill.__file__).parents[1]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, text=True, cwd=folder)
+        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder, env=os.environ | variables)
         # not more often: looking stops the job for a moment, and a core that waits for the other one
         with peak(lambda: memory(process.pid), seconds=1) as most:
             _, status, usage = os.wait4(process.pid, 0)
@@ -209,8 +230,14 @@ def ratios(rows: list[Row]) -> Iterator[str]:
 
 
 def _ran_beside(row: Row, own: Row) -> bool:
+    """Whether it is one of torchdistill's that the own row is to be compared with: two at a time with all of them."""
     same = all(row[key] == own[key] for key in ("student", "seed"))
-    return same and str(row["row"]).startswith("torchdistill")
+    own_is_two = str(own["row"]).endswith(AT_ONCE)
+    return (
+        same
+        and str(row["row"]).startswith("torchdistill")
+        and (own_is_two or not str(row["row"]).endswith(AT_ONCE))
+    )
 
 
 def groups(rows: list[Row]) -> Iterator[tuple[str, str]]:
