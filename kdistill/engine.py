@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from kdistill import fsdp, ranks
+from kdistill.channels_last import to_channels_last
 from kdistill.config import schema
 from kdistill.errors import ConfigError
-from kdistill.layout import to_channels_last
 from kdistill.resources import keep_freed_memory
 
 log = logging.getLogger("kdistill")

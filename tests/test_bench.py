@@ -67,6 +67,11 @@ def test_the_gpu_benchmark_on_a_cpu(
             ["network", "images", "multiply-adds", "threads", "training", "inference"],
         ),
         (
+            "pools",
+            ["--network", "tiny", "resnet8", "--rounds", "2", "--seconds", "0"],
+            ["network", "threads", "kdistill, ms", "plain, ms", "times as fast", "25 %", "75 %"],
+        ),
+        (
             "heap",
             ["--network", "mlp", "resnet8 on 8 x 8", "--rounds", "1", "--seconds", "0"],
             [

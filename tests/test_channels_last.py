@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdistill.channels_last import AdaptiveMean2d, to_channels_last
 from kdistill.engine import Engine
-from kdistill.layout import AdaptiveMean2d, to_channels_last
 from kdistill.models.cnn import CNN
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ LAYERS = [
     {
         "engine",
         "fsdp",
-        "layout",
+        "channels_last",
         "averaging",
         "metrics",
         "optim",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
     """Compose and check every job of a command; raises `ConfigError`: all problems of the first bad one."""
     with composer():
         words, parsed = _prepare(stage, words)
-        cfg = _raise_any(*_composed(next(_jobs(parsed))))
+        first = next(_jobs(parsed))
+        with _told_of(first, parsed):
+            cfg = _raise_any(*_composed(first))
         _check_safety(cfg)
         multirun = multirun or cfg.hydra.mode == RunMode.MULTIRUN
         lists = [str(override.input_line) for override in parsed if override.is_sweep_override()]
@@ -63,7 +66,10 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         launcher = Launcher.of(cfg)
         launcher.check(multirun, force=cfg.force is True)
         jobs = list(_jobs(parsed)) if multirun else [words]
-        configs = [_checked(job) for job in jobs] if multirun else [validate(cfg)]
+        configs = []
+        for job in jobs:
+            with _told_of(job, parsed):
+                configs.append(_checked(job) if multirun else validate(cfg))
         folder = _folder(cfg, multirun)
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     swept = [_name(override) for override in parsed if override.is_sweep_override()]
@@ -149,6 +155,29 @@ def _jobs(parsed: Sequence[Override]) -> Iterator[list[str]]:
         elif override.is_discrete_sweep():
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
     return map(list, itertools.product(*choices.values()))
+
+
+@contextmanager
+def _told_of(job: Sequence[str], parsed: Sequence[Override]) -> Iterator[None]:
+    """Have a `ConfigError` say which job of a sweep it is of, unless all jobs have that mistake or it names the job."""
+    try:
+        yield
+    except ConfigError as ex:
+        swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+        varied = [short_form(word) for word in job if word.partition("=")[0] in swept]
+        is_named = any(word in str(ex) or repr(word.partition("=")[2]) in str(ex) for word in varied)
+        jobs = list(_jobs(parsed))
+        if varied and not is_named and (job != jobs[0] or _is_fine(jobs[-1])):
+            raise ConfigError(f"{ex}\nin the job {' '.join(varied)}") from ex
+        raise
+
+
+def _is_fine(job: Sequence[str]) -> bool:
+    try:
+        _checked(job)
+    except ConfigError:
+        return False
+    return True
 
 
 def _preset(cfg: DictConfig) -> list[str]:
