@@ -57,8 +57,8 @@ def measure(words: list[str], rounds: int, seconds: float) -> dict[str, float]:
     job = Job.open(load_config(*words, "dataset.channels=1", "device=cpu", "device.precision=fp32"))
     courses = {way: Course(job, way) for way in ("kdistill", "plain")}
     for course in courses.values():
-        course.train(3)
-    steps = max(3, round(seconds / courses["plain"].train(3)))
+        course.train(3)  # warms up
+    steps = max(3, round(seconds / max(course.train(3) for course in courses.values())))
     found: dict[str, list[float]] = {way: [] for way in courses}
     for _ in range(rounds):
         for way in random.sample(list(courses), len(courses)):
