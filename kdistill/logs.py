@@ -58,17 +58,22 @@ _shown: set[str] = set()
 @contextmanager
 def before_jobs(file: Path) -> Iterator[None]:
     """Log as a job does, on the console and in a file, before Hydra has set that up for the first job."""
-    logger, level = logging.getLogger("kdistill"), logging.getLogger("kdistill").level
+    logger = logging.getLogger("kdistill")
+    before = logger.level, logger.propagate
     in_file = LogFile(file, delay=True)
     in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers = ConsoleHandler(), in_file
     for handler in handlers:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = (
+        False  # what Hydra has set up for a command before, in the same process, would repeat it
+    )
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()

@@ -1,5 +1,6 @@
 """What several jobs of a sweep use is made before they start side by side, once, and told of."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from kdistill.config.schema import Config
 from kdistill.errors import Interrupted
+from kdistill.logs import ConsoleHandler
 from kdistill.stages import parts, sharing
 from kdistill.stages.distill import distill
 from kdistill.stages.job import Job
@@ -103,9 +105,15 @@ def test_distill_shares_soft_targets_alone(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_each_is_told_once_and_of_the_first_job(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    """On the console and in the sweep's log; the second time there is nothing to tell, and no file."""
+    """On the console and in the sweep's log, each once, though a command before has set up logging in this process.
+
+    The second time there is nothing to tell, and no file.
+    """
+    left_over = ConsoleHandler()
+    logging.getLogger().addHandler(left_over)
+    request.addfinalizer(lambda: logging.getLogger().removeHandler(left_over))
     short = ["teacher.epochs=1", "student.epochs=1"]
     configs = [
         tiny(*short, *words) for words in (["teacher.seed=1"], ["loss.T=1"], ["loss.T=2"], ["loss.T=3"])
