@@ -66,9 +66,8 @@ def before_jobs(file: Path) -> Iterator[None]:
     for handler in handlers:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = (
-        False  # what Hydra has set up for a command before, in the same process, would repeat it
-    )
+    # what Hydra has set up for a command before, in the same process, would repeat each line
+    logger.propagate = False
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kdistill.artifacts import Artifact
 from kdistill.config.schema import Config
 from kdistill.errors import Interrupted
 from kdistill.logs import ConsoleHandler
@@ -15,7 +16,7 @@ from kdistill.stages.job import Job
 from kdistill.stages.parts import parts_of, teaching
 from kdistill.stages.sharing import make_shared
 from kdistill.stages.train_teacher import train_teacher
-from tests.cases.stages import at_stage
+from tests.cases.stages import at_stage, rebuild
 
 Tiny = Callable[..., Config]
 ASSISTANT = ("assistant=resnet8", "assistant.params.width=6", "assistant.epochs=1")
@@ -132,6 +133,26 @@ def test_each_is_told_once_and_of_the_first_job(
     share(*configs, folder=tmp_path)
     assert capsys.readouterr().err == ""
     assert not log.exists()
+
+
+def test_what_is_stale_is_made_anew_and_named_once(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Looking for it and making it both come upon it."""
+    first, second = (tiny("teacher.epochs=1", "student.epochs=1", f"loss.T={T}") for T in (1, 2))
+    teacher, soft, *_ = parts_of(Job.open(first))
+    teacher.make()
+    before = soft.make().parents["teacher"]["digest"]
+    rebuild(teacher.make().folder)
+    capsys.readouterr()
+    share(first, second, folder=tmp_path)
+    said = capsys.readouterr().err
+    after = soft.job.find_soft_targets({})
+
+    assert said.count("is stale") == 1
+    assert "made first, for several jobs: soft-targets resnet8\n" in said
+    assert after is not None
+    assert after.parents["teacher"]["digest"] == Artifact(teacher.make().folder).digest != before
 
 
 def test_what_fails_is_left_to_the_jobs(

@@ -31,24 +31,25 @@ def make_shared(configs: Sequence[Config], overrides: Sequence[Sequence[str]], f
     `Interrupted`.
     """
     jobs = list(zip(configs, overrides, strict=True))
+    missing = _missing([list(_parts(Job.open(*job))) for job in jobs])
     with before_jobs(folder / "kdistill.log"):
-        for number, parts in _missing([Job.open(*job) for job in jobs]).items():
+        for number, parts in missing.items():
             log.info("made first, for several jobs: %s", ", ".join(f"{p.kind} {p.model}" for p in parts))
             _make(*jobs[number], {part.key for part in parts}, folder / SHARED)
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # the jobs need it
 
 
-def _missing(jobs: Sequence[Job]) -> dict[int, list[Part]]:
-    """What is to be made, by the number of the first job that uses it."""
-    users = Counter(key for job in jobs for key in {part.key for part in _parts(job)})
+def _missing(jobs: Sequence[list[Part]]) -> dict[int, list[Part]]:
+    """What is to be made, of the parts of each job, by the number of the first job that uses it."""
+    users = Counter(key for parts in jobs for key in {part.key for part in parts})
     missing, known = {}, set()
     with early_warnings():
-        for number, job in enumerate(jobs):
-            new = [part for part in _parts(job) if users[part.key] > 1 and part.key not in known]
+        for number, parts in enumerate(jobs):
+            new = [part for part in parts if users[part.key] > 1 and part.key not in known]
             known |= {part.key for part in new}
-            if parts := [part for part in new if part.found is None]:
-                missing[number] = parts
+            if unmade := [part for part in new if part.found is None]:
+                missing[number] = unmade
     return missing
 
 
