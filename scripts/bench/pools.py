@@ -2,7 +2,7 @@
 
     python scripts/bench/pools.py [--network cnn ...] [--rounds 30] [--threads 2]
 
-Two of the same network learn the same random images of 28 x 28 in batches of 128, fp32, in turns: one as kdistill
+Two of the same network learn the same random images in batches of 128, fp32, in turns: one as kdistill
 places it, one with PyTorch's own pool. Their weights have to be the same in the end, to the last bit. Prints one JSON
 line for each network, and a Markdown table: milliseconds of a step (medians), and how many times as fast kdistill's
 is (median of the rounds' ratios, and the quarter and three-quarter ones).
@@ -17,7 +17,7 @@ import statistics
 import time
 
 import torch
-from precision import BATCH_SIZE
+from precision import BATCH_SIZE, NETWORKS
 from step import table
 from torch import nn
 
@@ -27,18 +27,13 @@ from kdistill.models import Classifier
 from kdistill.optim import build_optimizer
 from kdistill.stages.job import Job
 
-NETWORKS = {
-    "tiny": ["student=cnn", "student.params.channels=[16,32]"],
-    "cnn": ["student=cnn"],
-    "resnet8": ["student=resnet8"],
-    "resnet20": ["student=resnet20"],
-    "resnet18, width 16": ["student=resnet18", "student.params.width=16"],
-}
+TINY = {"tiny": (28, 1, ["student=cnn", "student.params.channels=[16,32]"])}
+CHOSEN = ["tiny", "cnn", "resnet8", "resnet20", "resnet18, width 16"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--network", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--network", nargs="*", choices=[*TINY, *NETWORKS], default=CHOSEN)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=0.2, help="of each measurement")
     parser.add_argument("--threads", type=int, default=2)
@@ -46,15 +41,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows: list[dict[str, object]] = []
     for name in args.network:
-        row = measure(NETWORKS[name], args.rounds, args.seconds)
+        row = measure((TINY | NETWORKS)[name], args.rounds, args.seconds)
         rows.append({"network": name, "threads": args.threads, **row})
         print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
 
 
-def measure(words: list[str], rounds: int, seconds: float) -> dict[str, float]:
-    words = [*words, "dataset=synthetic", f"dataset.samples={2 * BATCH_SIZE}", "dataset.image_size=28"]
-    job = Job.open(load_config(*words, "dataset.channels=1", "device=cpu", "device.precision=fp32"))
+def measure(network: tuple[int, int, list[str]], rounds: int, seconds: float) -> dict[str, float]:
+    size, channels, words = network
+    words = [*words, "dataset=synthetic", f"dataset.samples={2 * BATCH_SIZE}", f"dataset.image_size={size}"]
+    job = Job.open(load_config(*words, f"dataset.channels={channels}", "device=cpu", "device.precision=fp32"))
     courses = {way: Course(job, way) for way in ("kdistill", "plain")}
     for course in courses.values():
         course.train(3)  # warms up
