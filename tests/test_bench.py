@@ -80,6 +80,7 @@ def test_the_gpu_benchmark_on_a_cpu(
                 "training",
                 "answers",
                 "folded",
+                "fused",
                 "pages, training",
                 "pages, answers",
                 "peak",

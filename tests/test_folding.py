@@ -18,26 +18,10 @@ from kdistill.models.folding import fold_batch_norm
 from kdistill.stages.job import Job
 from kdistill.stages.signals import asked
 from kdistill.teachers import LiveTeacher
+from tests.cases.answers import Net, images, trained
 
 Tiny = Callable[..., Config]
 CPU = Engine(torch.device("cpu"), "fp32")
-
-
-def images(n: int = 8, size: int = 16) -> Tensor:
-    random = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (n, 3, size, size), generator=random).to(torch.uint8)
-
-
-def trained(network: Classifier) -> Classifier:
-    """With statistics and scales that are not those of a new batch norm."""
-    random = torch.Generator().manual_seed(2)
-    for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.running_mean.uniform_(-1, 1, generator=random)
-            module.running_var.uniform_(0.5, 2, generator=random)
-            module.weight.data.uniform_(0.5, 2, generator=random)
-            module.bias.data.uniform_(-1, 1, generator=random)
-    return network.eval()
 
 
 def classifier(net: nn.Module) -> Classifier:
@@ -109,20 +93,6 @@ def test_a_linear_layer_takes_it_too() -> None:
 
     assert norms(folded) == 0
     torch.testing.assert_close(folded(images()), network(images()), rtol=1e-5, atol=1e-5)
-
-
-class Net(nn.Module):
-    """A convolution and its batch norm; the cases differ in `forward`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.bn(self.conv(x)))
-
-    def out(self, h: Tensor) -> Tensor:
-        return self.head(h.mean((2, 3)))
 
 
 class AlsoWithoutNorm(Net):

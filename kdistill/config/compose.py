@@ -69,7 +69,7 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         configs = []
         for job in jobs:
             with _told_of(job, parsed):
-                configs.append(_checked(job) if multirun else validate(cfg))
+                configs.append(_checked(job) if multirun and job != first else validate(cfg))
         folder = _folder(cfg, multirun)
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     swept = [_name(override) for override in parsed if override.is_sweep_override()]

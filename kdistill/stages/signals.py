@@ -18,6 +18,7 @@ from kdistill.errors import ConfigError
 from kdistill.estimators import load_estimator
 from kdistill.models import Classifier
 from kdistill.models.folding import fold_batch_norm
+from kdistill.models.fusing import fuse_relu
 from kdistill.stages.job import Job, role_of
 from kdistill.stored import Reader, layout_of
 from kdistill.teachers import (
@@ -32,7 +33,7 @@ from kdistill.teachers import (
     TeacherSignal,
 )
 
-#: images that a network with folded batch norm is tried on
+#: images that a network whose calls were rewritten is tried on
 TRIED = 8
 
 
@@ -84,7 +85,10 @@ def asked(job: Job, network: Classifier, layers: Sequence[str] = ()) -> LiveTeac
     """A network that was placed, as a teacher to be asked about images and for its `layers`."""
     engine = job.engine_for("teacher")
     if not (layers or engine.compile or engine.shard):  # layers are wanted as they are
-        network = fold_batch_norm(network, job.first_images(TRIED))
+        images = job.first_images(TRIED)
+        network = fold_batch_norm(network, images)
+        if engine.device.type == "cpu":
+            network = fuse_relu(network, images, engine.autocast)
     return LiveTeacher(engine.spread(network), job.config.soft_targets.batch_size, engine, layers=layers)
 
 

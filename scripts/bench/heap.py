@@ -1,13 +1,14 @@
-"""What it brings on a CPU to keep freed memory for the next tensors, and to fold batch norms of a network that answers.
+"""What it brings on a CPU to keep freed memory for the next tensors, and to rewrite a network that only answers.
 
     python scripts/bench/heap.py [--network resnet8 ...] [--rounds 5] [--threads 2]
 
 Each round is two processes for each network, in another order each time: one as kdistill is, one in which glibc gives
 freed memory back to the system, as it does by default. Each asks a network and then trains it, in batches of 128 random
 images, fp32, channels_last. `training` and `answers` say how many times as fast kept memory is, `folded` how many times
-as fast a network with folded batch norms answers, both with kept memory: medians over rounds. `pages` are those that
-the system has to clear by default for a step of training and for the answers to a batch; `peak` is how many times as
-much memory a process takes that keeps it. Prints one JSON line for each network and a Markdown table.
+as fast a network with folded batch norms answers, and `fused` how many times as fast as that one whose convolutions
+add and rectify what they write, all with kept memory: medians over rounds. `pages` are those that the system has to
+clear by default for a step of training and for the answers to a batch; `peak` is how many times as much memory a
+process takes that keeps it. Prints one JSON line for each network and a Markdown table.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from step import table
 from kdistill import load_config
 from kdistill.models import Classifier
 from kdistill.models.folding import fold_batch_norm
+from kdistill.models.fusing import fuse_relu
 from kdistill.resources import USERS_OWN, peak_memory, reset_peak_memory
 from kdistill.stages.job import Job
 
@@ -82,10 +84,12 @@ def compared(pairs: list[tuple[Numbers, Numbers]]) -> dict[str, object]:
         return round(statistics.median(default[f"{what} pages"] for _, default in pairs))
 
     folded = statistics.median(kept["answers"] / kept["folded"] for kept, _ in pairs)
+    fused = statistics.median(kept["folded"] / kept["fused"] for kept, _ in pairs)
     return {
         "training": ratio("training"),
         "answers": ratio("answers"),
         "folded": round(folded, 2),
+        "fused": round(fused, 2),
         "pages, training": pages("training"),
         "pages, answers": pages("answers"),
         "peak": round(statistics.median(kept["peak"] / default["peak"] for kept, default in pairs), 2),
@@ -99,9 +103,11 @@ def measure(name: str, seconds: float) -> Numbers:
     job = Job.open(load_config(*words, f"dataset.channels={channels}", "device=cpu", "device.precision=fp32"))
     images = job.first_images(BATCH_SIZE)
     network = job.build("student").eval()
+    folded = fold_batch_norm(network, images)
     ways = {
         "answers": asking(network, images),
-        "folded": asking(fold_batch_norm(network, images), images),
+        "folded": asking(folded, images),
+        "fused": asking(fuse_relu(folded, images), images),
         "training": training(job),
     }
     reset_peak_memory(job.engine.device)
