@@ -99,23 +99,26 @@ def test_the_network_itself_keeps_its_own() -> None:
 
 
 class Block(Net):
-    """Two convolutions of which the first one's result is added to the second one's; the cases differ in how."""
+    """What two convolutions make of the first one's result is added to it; the cases differ in how."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.second, self.third = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.identity = nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
-        return self.out(F.relu(self.second(h) + self.identity(h)))
+        return self.out(F.relu(self.branch(h) + self.identity(h)))
+
+    def branch(self, h: Tensor) -> Tensor:
+        return self.third(self.second(h))
 
 
 class AddsInPlace(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
-        out = self.second(h)
+        out = self.branch(h)
         out += h
         return self.out(torch.relu(out))
 
@@ -123,19 +126,23 @@ class AddsInPlace(Block):
 class AddsTheOtherWayRound(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
-        return self.out(F.relu(torch.add(h, self.second(h))))
+        return self.out(F.relu(torch.add(h, self.branch(h))))
 
 
 class RectifiedBefore(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.conv(x))
-        return self.out(F.relu(self.second(h) + h))
+        return self.out(F.relu(self.branch(h) + h))
+
+
+def block(net: type[Block]) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(net(), [0.5] * 3, [0.25] * 3).eval().to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("net", [Block, AddsInPlace, AddsTheOtherWayRound, RectifiedBefore])
 def test_what_is_added_may_be_written_over(net: type[Block]) -> None:
-    torch.manual_seed(0)
-    network = Classifier(net(), [0.5] * 3, [0.25] * 3)
+    network = block(net)
     fused = fuse_relu(network, images())
 
     assert fused_of(fused)[-1] == (True, True)
@@ -145,64 +152,90 @@ def test_what_is_added_may_be_written_over(net: type[Block]) -> None:
 class WantedAgain(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
-        return self.out(F.relu(self.second(h) + h) - h)
+        return self.out(F.relu(self.branch(h) + h) - h)
 
 
 class WantedAsAView(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
         part = h[:, :2]
-        return self.out(F.relu(self.second(h) + h)) + self.out(h.detach()) * 0 + part.mean()
+        return self.out(F.relu(self.branch(h) + h)) + self.out(h.detach()) * 0 + part.mean()
 
 
 class OfAView(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
         view = h.flatten(1).view(-1, 4, 14, 14)
-        return self.out(F.relu(self.second(h) + view) - h)
+        return self.out(F.relu(self.branch(h) + view) - h)
 
 
 class OfAnotherSize(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
-        return self.out(F.relu(self.second(h) + self.pool(h)))
+        return self.out(F.relu(self.branch(h) + self.pool(h)))
+
+
+class OfAMean(OfAnotherSize):
+    """One number for each channel, in memory of its own that a sum does not fit into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(14)
 
 
 class AddedToItself(Block):
     def forward(self, x: Tensor) -> Tensor:
-        h = self.second(self.conv(x))
+        h = self.branch(self.conv(x))
         return self.out(F.relu(h + h))
 
 
 class Scaled(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
-        return self.out(F.relu(torch.add(self.second(h), h, alpha=3)))
+        return self.out(F.relu(torch.add(self.branch(h), h, alpha=3)))
 
 
 class OfImages(Block):
     def __init__(self) -> None:
         super().__init__()
-        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.second, self.third = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
         self.head = nn.Linear(3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.relu(self.second(x) + x))
+        return self.out(F.relu(self.branch(x) + x))
+
+
+class OfWhatIsRead(Block):
+    """The convolution would read what it has written over already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.out(F.relu(self.second(h) + h))
 
 
 class SumWantedAgain(Block):
     def forward(self, x: Tensor) -> Tensor:
-        total = self.second(self.conv(x)) + 1
+        total = self.branch(self.conv(x)) + 1
         return self.out(F.relu(total) - total)
 
 
 @pytest.mark.parametrize(
     "net",
-    [WantedAgain, WantedAsAView, OfAView, OfAnotherSize, AddedToItself, Scaled, OfImages, SumWantedAgain],
+    [
+        WantedAgain,
+        WantedAsAView,
+        OfAView,
+        OfAnotherSize,
+        OfAMean,
+        AddedToItself,
+        Scaled,
+        OfImages,
+        OfWhatIsRead,
+        SumWantedAgain,
+    ],
 )
 def test_a_sum_stays_where_nothing_may_be_written_over(net: type[Block]) -> None:
-    torch.manual_seed(0)
-    network = Classifier(net(), [0.5] * 3, [0.25] * 3)
+    network = block(net)
     fused = fuse_relu(network, images())
 
     assert fused_of(fused) == []

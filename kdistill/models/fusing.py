@@ -95,11 +95,12 @@ def _is_alone(node: fx.Node) -> bool:
 def _added(graph: Graph, node: fx.Node, total: fx.Node, position: dict[fx.Node, int]) -> fx.Node | None:
     """What `total` adds to the result of `node` and what may be written over; None where there is no such thing.
 
-    It may where it has memory of its own, all others that want it had it before, and made something new of it.
+    It may where it has memory of its own, all others that want it had it before, and made something new of it; and
+    where the convolution does not read it: it would find what it has written itself.
     """
     if graph.does(total) not in SUMS or len(total.args) != 2 or total.kwargs:
         return None
-    others = [one for one in total.args if one is not node]
+    others = [one for one in total.args if one not in (node, node.args[0])]
     if len(others) != 1 or not isinstance(others[0], fx.Node):
         return None
     other = others[0]

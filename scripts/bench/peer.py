@@ -212,32 +212,33 @@ def table(rows: list[Row]) -> str:
 
 
 def ratios(rows: list[Row]) -> Iterator[str]:
-    """How many times faster kdistill's rows are than torchdistill's fastest of the same seed, which ran beside them."""
+    """How many times faster kdistill's rows are than torchdistill's fastest of the same seed, which ran beside them.
+
+    Those of one job at a time; for a row of two at a time also with torchdistill's of two at a time among them.
+    """
     for student, name in groups(rows):
         own = [row for row in rows if (row["student"], row["row"]) == (student, name)]
-        peers = [[row for row in rows if _ran_beside(row, one)] for one in own]
-        if not name.startswith("kdistill") or not all(peers):
-            continue
-        pairs = list(zip(own, peers, strict=True))
-        jobs = [min(float(r["job_seconds"]) for r in p) / float(o["job_seconds"]) for o, p in pairs]
-        rate = "images_per_second"
-        training = [float(o[rate]) / max(float(r[rate]) for r in p) for o, p in pairs]
-        told = [
-            f"{what} {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-            for what, found in (("job", jobs), ("training", training))
-        ]
-        yield f"{student}, {name}, times torchdistill's fastest: {', '.join(told)}"
+        for also_two in (False, True) if name.endswith(AT_ONCE) else (False,):
+            peers = [[row for row in rows if _ran_beside(row, one, also_two)] for one in own]
+            if not name.startswith("kdistill") or not all(peers):
+                continue
+            pairs = list(zip(own, peers, strict=True))
+            jobs = [min(float(r["job_seconds"]) for r in p) / float(o["job_seconds"]) for o, p in pairs]
+            rate = "images_per_second"
+            training = [float(o[rate]) / max(float(r[rate]) for r in p) for o, p in pairs]
+            told = [
+                f"{what} {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+                for what, found in (("job", jobs), ("training", training))
+            ]
+            against = f"fastest{', one or two at a time' if also_two else ''}"
+            yield f"{student}, {name}, times torchdistill's {against}: {', '.join(told)}"
 
 
-def _ran_beside(row: Row, own: Row) -> bool:
-    """Whether it is one of torchdistill's that the own row is to be compared with: two at a time with all of them."""
+def _ran_beside(row: Row, own: Row, also_two: bool) -> bool:
+    """Whether it is one of torchdistill's that the own row is to be compared with."""
     same = all(row[key] == own[key] for key in ("student", "seed"))
-    own_is_two = str(own["row"]).endswith(AT_ONCE)
-    return (
-        same
-        and str(row["row"]).startswith("torchdistill")
-        and (own_is_two or not str(row["row"]).endswith(AT_ONCE))
-    )
+    two = str(row["row"]).endswith(AT_ONCE)
+    return same and str(row["row"]).startswith("torchdistill") and (also_two or not two)
 
 
 def groups(rows: list[Row]) -> Iterator[tuple[str, str]]:
