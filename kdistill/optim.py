@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from kdistill.config.optim import SGD, Constant, Cosine, MultiStep, Optim, Schedule
+
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 
 
 def build_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
@@ -23,8 +28,22 @@ def build_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     if isinstance(config, SGD):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        sgd = _without_compiler(torch.optim.SGD)
+        return sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return _without_compiler(torch.optim.AdamW)(groups, lr=config.lr, betas=config.betas)
+
+
+@cache
+def _without_compiler(kind: type[Kind]) -> type[Kind]:
+    """The same optimizer, that does not import PyTorch's compiler.
+
+    PyTorch wraps these methods for calls from compiled code, which kdistill never makes, and the wrappers import the
+    compiler when they are first called: a second of each command that trains.
+    """
+    names = ("add_param_group", "zero_grad", "step", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(methods["step"])
+    return type(kind.__name__, (kind,), methods)
 
 
 def learning_rate(config: Optim, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:

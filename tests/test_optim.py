@@ -1,5 +1,11 @@
 """Optimizers and learning rates."""
 
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -69,3 +75,54 @@ def test_kinds() -> None:
     first = build_optimizer(model, sgd(momentum=0.5)).param_groups[0]
     assert (first["momentum"], first["nesterov"]) == (0.5, True)
     assert isinstance(build_optimizer(model, adamw), torch.optim.AdamW)
+
+
+ADAMW = AdamW.model_validate(
+    COMMON | {"kind": "adamw", "lr": 0.05, "betas": (0.9, 0.99), "schedule": COSINE, "warmup_epochs": 0}
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "own"),
+    [
+        (sgd(momentum=0.9), lambda groups: torch.optim.SGD(groups, lr=0.5, momentum=0.9, nesterov=True)),
+        (ADAMW, lambda groups: torch.optim.AdamW(groups, lr=0.05, betas=(0.9, 0.99))),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_steps_are_pytorch_s_own(config: SGD | AdamW, own: Callable[..., torch.optim.Optimizer]) -> None:
+    """The same bits after each step, also where the state was saved and loaded between them."""
+    torch.manual_seed(0)
+    one, images = nn.Linear(3, 2), torch.randn(4, 3)
+    two = deepcopy(one)
+    ours = build_optimizer(one, config)
+    theirs = own(
+        [
+            {"params": [two.weight], "weight_decay": config.weight_decay},
+            {"params": [two.bias], "weight_decay": 0.0},
+        ]
+    )
+    for _ in range(3):
+        for network, optimizer in ((one, ours), (two, theirs)):
+            optimizer.zero_grad()
+            network(images).square().sum().backward()
+            optimizer.step()
+        assert torch.equal(one.weight, two.weight)
+        assert torch.equal(one.bias, two.bias)
+        assert one.weight.requires_grad
+        saved, ours = ours.state_dict(), build_optimizer(one, config)
+        ours.load_state_dict(saved)
+
+
+def test_training_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """It takes a second, and PyTorch's own optimizers import it at their first call."""
+    words = ["dataset=digits", "student=cnn", "student.epochs=1", "teacher=cnn", "teacher.epochs=1"]
+    program = f"""
+import sys
+from kdistill.cli import main
+for stage in ("train-teacher", "distill"):
+    assert main([stage, *{words}, "runs={tmp_path}"]) == 0
+print("compiler:", "torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "compiler: False"
