@@ -15,6 +15,7 @@ from kdistill.config.schema import Config
 from kdistill.engine import Engine
 from kdistill.models import Classifier, build_classifier
 from kdistill.models.folding import fold_batch_norm
+from kdistill.models.fusing import FusedConv2d
 from kdistill.stages.job import Job
 from kdistill.stages.signals import asked
 from kdistill.teachers import LiveTeacher
@@ -240,15 +241,16 @@ def test_soft_targets_are_the_teacher_s_answers(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "layers", "left"),
-    [((), (), 0), ((), ("stages.1",), 9), (("device.compile=true",), (), 9)],
+    ("words", "layers", "left", "fused"),
+    [((), (), 0, 7), ((), ("stages.1",), 9, 0), (("device.compile=true",), (), 9, 0)],
     ids=["logits", "layers", "compiled"],
 )
 def test_whose_layers_are_wanted_is_asked_as_it_is(
-    tiny: Tiny, words: tuple[str, ...], layers: tuple[str, ...], left: int
+    tiny: Tiny, words: tuple[str, ...], layers: tuple[str, ...], left: int, fused: int
 ) -> None:
-    """Features are those of the network's own layers; a compiler sees the network itself."""
+    """Features are those of the network's own layers; a compiler sees the network itself. All others are rewritten."""
     job = Job.open(tiny(*words))
-    asked_one = asked(job, job.build("teacher"), layers)
+    network = asked(job, job.build("teacher"), layers)._network
 
-    assert norms(asked_one._network) == left
+    assert norms(network) == left
+    assert sum(isinstance(module, FusedConv2d) for module in network.modules()) == fused

@@ -54,7 +54,7 @@ class Graph:
         self.traced = fx.symbolic_trace(net)
         self.calls = Counter(str(node.target) for node in self.nodes if node.op == "call_module")
         for node in self.nodes:
-            if self.does(node) is nn.Identity and isinstance(node.args[0], fx.Node):
+            if self.does(node) is nn.Identity and node.args and isinstance(node.args[0], fx.Node):
                 self.remove(node, node.args[0])  # it would stand between two calls that may become one
 
     @property
