@@ -151,6 +151,18 @@ class WantedAgain(Block):
         return self.out(F.relu(self.branch(h) + h) - h)
 
 
+class ReadAgain(Block):
+    """Who reads it later makes something new of it, but of what is there by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.out(F.relu(self.branch(h) + h)) + self.out(self.last(h))
+
+
 class WantedAsAView(Block):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x)
@@ -219,6 +231,7 @@ class SumWantedAgain(Block):
     "net",
     [
         WantedAgain,
+        ReadAgain,
         WantedAsAView,
         OfAView,
         OfAnotherSize,
