@@ -32,10 +32,16 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's), return its exit code; errors become messages."""
-    if argv is None:  # a process of its own
-        gc.disable()
-        argv = sys.argv[1:]
-    argv = list(argv)
+    if argv is not None:
+        return _obey(list(argv))
+    gc.disable()  # a process of its own
+    code = _obey(sys.argv[1:])
+    if launch.is_rank():
+        launch.end(code)
+    return code
+
+
+def _obey(argv: list[str]) -> int:
     saved = os.environ.get("KDISTILL_DEBUG")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ["KDISTILL_DEBUG"] = "1"

@@ -6,6 +6,8 @@ the main one is heard. Imports nothing heavy.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -13,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kdistill.errors import Interrupted, PeerLost, RunError
 
@@ -54,6 +56,19 @@ def own_place() -> Iterator[list[str]]:
             yield [f"hydra.run.dir='{folder}'"]
         finally:
             sys.stdout, sys.stderr = console
+
+
+def end(code: int) -> NoReturn:
+    """End a rank with `code`, now: what is registered for the end is done, and Python's own clearing up is left out.
+
+    Gloo's threads may still be about to let go of tensors, and one that does so while Python clears up aborts the
+    process, whatever it has achieved (PyTorch, pull request 179291, 2026).
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the reader has left
+            stream.flush()
+    os._exit(code)
 
 
 def start(argv: Sequence[str], processes: int) -> int:

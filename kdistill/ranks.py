@@ -7,7 +7,6 @@ other ranks must be called by all of them, in the same order.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -43,14 +42,16 @@ Item = TypeVar("Item")
 
 
 def join() -> None:
-    """Become one of the ranks that torchrun started (`RANK`, `WORLD_SIZE`); raises torch's own errors."""
+    """Become one of the ranks that torchrun started (`RANK`, `WORLD_SIZE`); raises torch's own errors.
+
+    The process then ends by `launch.end`.
+    """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     global _store
     _store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group(
         backend, store=dist.PrefixStore("work", _store), rank=rank, world_size=size, timeout=PATIENCE
     )
-    atexit.register(dist.destroy_process_group)
 
 
 def leave(message: str, code: int) -> int:

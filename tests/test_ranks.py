@@ -217,6 +217,51 @@ def test_what_the_main_rank_has_said_is_not_said_again(failures: dict[int, Any])
     assert launch._answer(failures, 2) == 2
 
 
+#: says when Python clears up what a module still holds
+CLEARED_UP = """
+import atexit
+from kdistill import launch
+
+class Held:
+    def __del__(self):
+        print("cleared up")
+
+held = Held()
+atexit.register(print, "registered")
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [("launch.end(3)", ["done", "registered"]), ("exit(3)", ["done", "registered", "cleared up"])],
+)
+def test_a_rank_ends_before_python_clears_up(last: str, said: list[str]) -> None:
+    """What is registered for the end is done; a thread that drops a tensor any later would abort the process."""
+    done = subprocess.run(
+        (sys.executable, "-c", CLEARED_UP + last), capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (3, said, "")
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["trian"], 2)])
+def test_the_command_ends_so_as_a_rank(words: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it went well or not; alone it returns."""
+    from kdistill import cli
+
+    ended: list[int] = []
+    monkeypatch.setattr(launch, "end", ended.append)
+    monkeypatch.setattr(sys, "argv", ["kdistill", *words])
+    monkeypatch.setattr(cli.gc, "disable", lambda: None)
+
+    assert (cli.main(), ended) == (code, [])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cli.main()
+    assert ended == [code]
+
+
 # --- two processes ---
 
 

@@ -177,3 +177,5 @@ if __name__ == "__main__":
         ranks.join()
     target = Path(sys.argv[1])
     torch.save(everything(target, Path(sys.argv[2])), target / f"{ranks.rank()}.pt")
+    if launch.is_rank():
+        launch.end(0)

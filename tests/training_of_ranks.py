@@ -86,3 +86,5 @@ if __name__ == "__main__":
     if launch.is_rank():
         ranks.join()
     torch.save(everything(), Path(sys.argv[1], f"{ranks.rank()}.pt"))
+    if launch.is_rank():
+        launch.end(0)

@@ -58,7 +58,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, object]:
 
 def train(words: list[str]) -> None:
     """Train as one of the processes; the first of them prints what it found."""
-    from kdistill import load_config, ranks
+    from kdistill import launch, load_config, ranks
     from kdistill.loop import fit
     from kdistill.losses import build_objective
     from kdistill.stages.job import Job
@@ -101,6 +101,7 @@ def train(words: list[str]) -> None:
             "step s": round(settings.batch_size / fitted.history[-1]["images_per_second"], 3),
         }
         print(json.dumps(row))
+    launch.end(0)
 
 
 def now() -> float:
