@@ -104,3 +104,69 @@ def test_benchmarks_at_a_tiny_size(script: str, words: list[str], columns: list[
     assert all(list(row) == columns for row in rows)
     assert f"| {' | '.join(columns)} |" in lines
     assert len(lines) - lines.index(f"| {' | '.join(columns)} |") == len(rows) + 2
+
+
+# --- commands that take turns ---
+
+#: writes the time, on the clock of all processes, again and again
+TICKS = """
+import sys, time
+until = time.perf_counter() + float(sys.argv[1])
+while time.perf_counter() < until or len(sys.argv) > 2:
+    print(time.perf_counter(), flush=True)
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    return importlib.import_module("turns")
+
+
+def test_seconds_of_turns(turns: ModuleType) -> None:
+    """Of what was begun in one turn and ended in another, what lies between does not count."""
+    command = turns.Command(["true"])
+    command.spans = [(0.0, 3.0), (10.0, 13.0), (20.0, 21.5)]
+
+    assert command.seconds == 7.5
+    assert [command.active(*span) for span in ((1, 2), (2, 11), (4, 9), (0, 30), (12, 20.5))] == [
+        1,
+        2,
+        0,
+        7.5,
+        1.5,
+    ]
+
+
+def test_only_one_runs(turns: ModuleType) -> None:
+    """The one that has least of its work behind it, and the one that ends first is told first."""
+    line = (sys.executable, "-c", TICKS)
+    commands = [turns.Command([*line, "3"], weight=3), turns.Command([*line, "1"], [*line, "1"])]
+
+    assert sorted(turns.in_turns(commands, 0.3)) == [0, 1]
+
+    for command in commands:
+        assert len(command.spans) > 1
+        assert command.cpu_seconds > 0
+        assert command.peak_mb > 0
+        ticks = [float(tick) for text in command.said for tick in text.split()]
+        assert len(ticks) > 10
+        other = commands[1 - commands.index(command)]
+        # a signal takes a moment to arrive
+        inside = [tick for tick in ticks if other.active(tick - 0.02, tick + 0.02) < 0.02]
+        assert len(inside) > 0.8 * len(ticks)
+    assert len(commands[1].said) == len(commands[1].usages) == 2
+
+
+def test_one_that_fails_ends_all(turns: ModuleType) -> None:
+    """What it has said of it is told, and nothing goes on running, stopped or not."""
+    for_ever = turns.Command([sys.executable, "-c", TICKS, "0", "for ever"])
+    failing = turns.Command([sys.executable, "-c", "import time; time.sleep(0.2); exit('too bad')"], weight=9)
+
+    with pytest.raises(SystemExit) as error:
+        list(turns.in_turns([for_ever, failing], 0.1))
+
+    assert error.value.code == "too bad\n"
+    assert len(for_ever.usages) == len(failing.usages) == 1
+    assert not for_ever._running

@@ -2,13 +2,15 @@
 
     python -m venv DIR/env && DIR/env/bin/pip install torchdistill==1.1.5 safetensors
     python scripts/bench/peer.py --work DIR [--student tiny resnet8] [--epochs 10] [--samples 12000] [--seeds 0 1 2]
+        [--turn-seconds 3]
 
 Teacher: ResNet-18 with a CIFAR stem, of width 16, trained once by kdistill; its weights are handed to the others.
 Students: a CNN of two strided convolutions, or ResNet-8. Fashion-MNIST, crop and flip, T=4, alpha=0.1 on the
 labels, batch 128, SGD with Nesterov momentum. Each job is a process of its own, from its imports to its trained
-student; seed by seed, the rows take turns. Every finished job is a line of DIR/rows.jsonl: the same command goes
-on after a break. Prints a Markdown table of medians, and medians of the seeds' ratios. `--device cuda`
-does it all on a GPU.
+student. The jobs of a seed and a student take turns of some seconds, in which all others are stopped: all meet the
+same machine. A job's seconds are those of its turns; images/s are an epoch's, in the median. Every finished job is a
+line of DIR/rows.jsonl: the same command goes on after a break. Prints a Markdown table of medians, and medians of the
+seeds' ratios. `--device cuda` does it all on a GPU.
 
 torchdistill: as the library leaves it (2 workers, the teacher in training mode), with the teacher in evaluation
 mode, and that without workers. kdistill: a view for each epoch, and 2 views; its job makes the soft targets, too,
@@ -20,21 +22,17 @@ with one thread; the seconds are those of both, halved.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from memory import memory, peak
+from turns import Command, in_turns
 
 import kdistill
 from kdistill import load_config, train_teacher
@@ -51,23 +49,23 @@ STUDENTS = {
     ),
     "resnet8": (resnet, {"name": "resnet8", "params": {"width": None}}, ["student=resnet8"]),
 }
+SWEEPING = ["soft_targets.views=null", f"loss.T={','.join(map(str, SWEEP))}", "-m"]
+#: how long each takes, roughly, and what it is told
 ROWS = {
-    "kdistill": ["soft_targets.views=null"],
-    "kdistill, 2 views": ["soft_targets.views=2"],
-    "kdistill, sweep of 8": ["soft_targets.views=null", f"loss.T={','.join(map(str, SWEEP))}", "-m"],
-    "kdistill, sweep of 8, two at a time": [
-        "soft_targets.views=null",
-        f"loss.T={','.join(map(str, SWEEP))}",
-        "-m",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-    ],
-    "torchdistill": ["torchdistill", "--workers=2"],
-    "torchdistill, eval": ["torchdistill", "--workers=2", "--eval-teacher"],
-    "torchdistill, eval, 0 workers": ["torchdistill", "--workers=0", "--eval-teacher"],
-    "torchdistill, eval, 0 workers, two at a time": ["torchdistill", "--workers=0", "--eval-teacher"],
-    "plain loop": ["plain", "--workers=2"],
+    "kdistill": (4, ["soft_targets.views=null"]),
+    "kdistill, 2 views": (2, ["soft_targets.views=2"]),
+    "kdistill, sweep of 8": (10, SWEEPING),
+    "kdistill, sweep of 8, two at a time": (
+        8,
+        [*SWEEPING, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    ),
+    "torchdistill": (13, ["torchdistill", "--workers=2"]),
+    "torchdistill, eval": (12, ["torchdistill", "--workers=2", "--eval-teacher"]),
+    "torchdistill, eval, 0 workers": (11, ["torchdistill", "--workers=0", "--eval-teacher"]),
+    "torchdistill, eval, 0 workers, two at a time": (15, ["torchdistill", "--workers=0", "--eval-teacher"]),
+    "plain loop": (11, ["plain", "--workers=2"]),
 }
+KDISTILL = [sys.executable, "-m", "kdistill"]
 AT_ONCE = ", two at a time"
 Row = dict[str, float | int | str]
 
@@ -80,6 +78,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12_000)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--turn-seconds", type=float, default=3)
     args = parser.parse_args()
     words = ["dataset=fashion_mnist", f"dataset.train_samples={args.samples}", "teacher=resnet18"]
     words += ["teacher.params.width=16", "teacher.epochs=6", "finetune=none", f"student.epochs={args.epochs}"]
@@ -91,21 +90,18 @@ def main() -> None:
     file = args.work / "rows.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     setting: Row = {"epochs": args.epochs, "samples": args.samples, "device": args.device}
-    for seed in args.seeds:
-        for student in args.student:
-            for name in ROWS:
-                case: Row = {"row": name, "student": student, "seed": seed}
-                case |= setting
-                if any(case.items() <= row.items() for row in done):
-                    continue
-                started = time.perf_counter()
-                ours = name.startswith("kdistill")
-                found = by_kdistill(words, case, args.work) if ours else by_peer(prepared, case, args.work)
-                seconds = time.perf_counter() - started - found.pop("apart", 0)
-                done.append({**case, "job_seconds": seconds / found.pop("jobs", 1), **found})
-                print(json.dumps(done[-1]), flush=True)
-                with file.open("a") as lines:
-                    lines.write(json.dumps(done[-1]) + "\n")
+    setting["turn_seconds"] = args.turn_seconds
+    for seed, student in itertools.product(args.seeds, args.student):
+        cases: list[Row] = [{"row": name, "student": student, "seed": seed, **setting} for name in ROWS]
+        cases = [case for case in cases if not any(case.items() <= row.items() for row in done)]
+        commands = [command_of(case, prepared, words, args.work) for case in cases]
+        for number in in_turns(commands, args.turn_seconds):
+            case, command = cases[number], commands[number]
+            found = of_kdistill(command, case, words, args.work) if is_ours(case) else of_peer(command)
+            done.append({**case, **found})
+            print(json.dumps(done[-1]), flush=True)
+            with file.open("a") as lines:
+                lines.write(json.dumps(done[-1]) + "\n")
     asked = [row for row in done if setting.items() <= row.items()]
     print(table(asked))
     print("\n".join(ratios(asked)))
@@ -125,76 +121,72 @@ def export(job: Job, path: Path) -> None:
         np.savez(path, **arrays)
 
 
-def by_kdistill(words: list[str], case: Row, work: Path) -> dict[str, float]:
-    """`kdistill distill` in a folder that has the teacher and nothing else; the test accuracy apart."""
-    runs = work / "fresh"
-    shutil.rmtree(runs, ignore_errors=True)
-    shutil.copytree(work / "runs" / "artifacts" / "teacher", runs / "artifacts" / "teacher")
-    own = [*words, *STUDENTS[str(case["student"])][2], f"student.seed={case['seed']}", f"runs={runs}"]
-    settings = ROWS[str(case["row"])]
-    jobs = len(SWEEP) if "-m" in settings else 1
-    command = [sys.executable, "-m", "kdistill"]
-    _, usage, most = run([*command, "distill", *own, *settings])
-    started = time.perf_counter()
-    run([*command, "eval", *own, settings[0], "loss.T=4", "eval.cost=false", f"hydra.run.dir={runs}/eval"])
-    row = json.loads((runs / "eval" / "result.json").read_text())["row"]
-    histories = (runs / "artifacts" / "student").glob("*/metrics.jsonl")
-    epochs = [json.loads(line) for history in histories for line in history.read_text().splitlines()]
-    images = int(case["samples"]) * int(case["epochs"]) * jobs
-    return {
-        "jobs": jobs,
-        "images_per_second": statistics.median(epoch["images_per_second"] for epoch in epochs),
-        "cpu_seconds_per_1000": (usage.ru_utime + usage.ru_stime) / images * 1000,
-        "peak_mb": most,
-        "top1": row["student top1"],
-        "apart": time.perf_counter() - started,
-    }
-
-
-def by_peer(job: Job, case: Row, work: Path) -> dict[str, float]:
-    module, about, _ = STUDENTS[str(case["student"])]
-    shape = {
-        "classes": len(job.data.classes),
-        "channels": job.data.channels,
-        "image_size": job.data.image_size,
-    }
-    command = [str(work / "env" / "bin" / "python"), str(Path(__file__).with_name("peer_job.py"))]
-    command += [
-        *ROWS[str(case["row"])],
-        f"--data={work / 'data.npz'}",
-        f"--teacher={job.require_teacher().folder}",
-    ]
-    command += [f"--student={json.dumps(about | shape)}", f"--source={module.__file__}"]
-    command += [f"--epochs={case['epochs']}", f"--seed={case['seed']}", f"--device={case['device']}"]
-    if str(case["row"]).endswith(AT_ONCE):
-        return two_of(command)
-    said, _, most = run(command)
-    found: dict[str, float] = json.loads(said.splitlines()[-1])
-    return {**found, "peak_mb": most}
-
-
-def two_of(command: list[str]) -> dict[str, float]:
-    """What the first of two such processes says; the memory of both. Each has one thread."""
-    with ThreadPoolExecutor() as pool:
-        one, other = pool.map(run, [command] * 2, [{"OMP_NUM_THREADS": "1"}] * 2)
-    found: dict[str, float] = json.loads(one[0].splitlines()[-1])
-    return {**found, "jobs": 2, "peak_mb": one[2] + other[2]}
-
-
-def run(command: list[str], variables: Mapping[str, str] = {}) -> tuple[str, resource.struct_rusage, float]:
-    """What the process printed and used, alone, and the most MiB that it and its workers held."""
+def command_of(case: Row, prepared: Job, words: list[str], work: Path) -> Command:
+    """For kdistill in a folder that has the teacher and nothing else."""
+    name = str(case["row"])
+    weight, settings = ROWS[name]
     folder = Path(kdistill.__file__).parents[1]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder, env=os.environ | variables)
-        # not more often: looking stops the job for a moment, and a core that waits for the other one
-        with peak(lambda: memory(process.pid), seconds=1) as most:
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if status:
-            raise SystemExit(err.read())
-        return out.read(), usage, most[0]
+    if is_ours(case):
+        runs = runs_of(case, work)
+        shutil.rmtree(runs, ignore_errors=True)
+        shutil.copytree(work / "runs" / "artifacts" / "teacher", runs / "artifacts" / "teacher")
+        line = [*KDISTILL, "distill", *words_of(case, words, work), *settings]
+        return Command(line, weight=weight, folder=folder)
+    module, about, _ = STUDENTS[str(case["student"])]
+    data = prepared.data
+    shape = {"classes": len(data.classes), "channels": data.channels, "image_size": data.image_size}
+    line = [str(work / "env" / "bin" / "python"), str(Path(__file__).with_name("peer_job.py")), *settings]
+    line += [f"--data={work / 'data.npz'}", f"--teacher={prepared.require_teacher().folder}"]
+    line += [f"--student={json.dumps(about | shape)}", f"--source={module.__file__}"]
+    line += [f"--epochs={case['epochs']}", f"--seed={case['seed']}", f"--device={case['device']}"]
+    if name.endswith(AT_ONCE):
+        return Command(line, line, weight=weight, variables={"OMP_NUM_THREADS": "1"}, folder=folder)
+    return Command(line, weight=weight, folder=folder)
+
+
+def of_kdistill(command: Command, case: Row, words: list[str], work: Path) -> Row:
+    """The test accuracy by another command, which is not timed."""
+    settings, runs = ROWS[str(case["row"])][1], runs_of(case, work)
+    line = [*KDISTILL, "eval", *words_of(case, words, work), settings[0], "loss.T=4", "eval.cost=false"]
+    subprocess.run([*line, f"hydra.run.dir={runs}/eval"], check=True, capture_output=True)
+    row = json.loads((runs / "eval" / "result.json").read_text())["row"]
+    histories = list((runs / "artifacts" / "student").glob("*/metrics.jsonl"))
+    epochs = [json.loads(line) for history in histories for line in history.read_text().splitlines()]
+    shutil.rmtree(runs)
+    return {
+        "job_seconds": command.seconds / len(histories),
+        "images_per_second": statistics.median(epoch["images_per_second"] for epoch in epochs),
+        "cpu_seconds_per_1000": command.cpu_seconds / len(epochs) / int(case["samples"]) * 1000,
+        "peak_mb": command.peak_mb,
+        "top1": row["student top1"],
+    }
+
+
+def of_peer(command: Command) -> Row:
+    """What the first says of itself, where there are two; measuring the accuracy is not timed."""
+    said = [json.loads(text.splitlines()[-1]) for text in command.said]
+    apart = min(command.active(*one["scored"]) for one in said)
+    ends = itertools.pairwise(said[0]["ends"])
+    return {
+        "job_seconds": (command.seconds - apart) / len(said),
+        "images_per_second": said[0]["images"] / statistics.median(command.active(*epoch) for epoch in ends),
+        "cpu_seconds_per_1000": said[0]["cpu_seconds_per_1000"],
+        "peak_mb": command.peak_mb,
+        "top1": said[0]["top1"],
+    }
+
+
+def is_ours(case: Row) -> bool:
+    return str(case["row"]).startswith("kdistill")
+
+
+def runs_of(case: Row, work: Path) -> Path:
+    return work / "fresh" / str(list(ROWS).index(str(case["row"])))
+
+
+def words_of(case: Row, words: list[str], work: Path) -> list[str]:
+    own = STUDENTS[str(case["student"])][2]
+    return [*words, *own, f"student.seed={case['seed']}", f"runs={runs_of(case, work)}"]
 
 
 def table(rows: list[Row]) -> str:
