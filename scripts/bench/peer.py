@@ -233,12 +233,10 @@ def _ran_beside(row: Row, own: Row, also_two: bool) -> bool:
     return same and str(row["row"]).startswith("torchdistill") and (also_two or not two)
 
 
-def groups(rows: list[Row]) -> Iterator[tuple[str, str]]:
-    return iter(
-        dict.fromkeys(
-            (str(row["student"]), str(row["row"])) for row in sorted(rows, key=lambda r: r["student"])
-        )
-    )
+def groups(rows: list[Row]) -> list[tuple[str, str]]:
+    """The students, and of each the rows, in the order of `ROWS`."""
+    found = {(str(row["student"]), str(row["row"])) for row in rows}
+    return sorted(found, key=lambda group: (group[0], list(ROWS).index(group[1])))
 
 
 if __name__ == "__main__":
