@@ -31,14 +31,11 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (default: this process's), return its exit code; errors become messages."""
-    if argv is not None:
-        return _obey(list(argv))
-    gc.disable()  # a process of its own
-    code = _obey(sys.argv[1:])
-    if launch.is_rank():
-        launch.end(code)
-    return code
+    """Run a command line, return its exit code; errors become messages. By default this process's, which it ends."""
+    if argv is None:
+        gc.disable()
+        launch.end(_obey(sys.argv[1:]))
+    return _obey(list(argv))
 
 
 def _obey(argv: list[str]) -> int:

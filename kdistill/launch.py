@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -59,11 +60,14 @@ def own_place() -> Iterator[list[str]]:
 
 
 def end(code: int) -> NoReturn:
-    """End a rank with `code`, now: what is registered for the end is done, and Python's own clearing up is left out.
+    """End this process with `code`, now, as `multiprocessing` ends its own: without Python's clearing up.
 
-    Gloo's threads may still be about to let go of tensors, and one that does so while Python clears up aborts the
-    process, whatever it has achieved (PyTorch, pull request 179291, 2026).
+    That is work for nothing, as the memory goes back anyway, and takes as long as some commands do. In a rank it is a
+    danger, too: gloo's threads may still be about to let go of tensors, and one that does so while Python clears up
+    aborts the process, whatever it has achieved (PyTorch, pull request 179291, 2026). Threads are waited for, and what
+    is registered for the end is done.
     """
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # the reader has left

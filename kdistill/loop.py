@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -176,8 +177,10 @@ def train_step(
         teacher = signal(part, view, at(objective.T, 1)) if signal and objective.needs_teacher else None
         with ranks.only_adding(step, last=part is parts[-1]):
             terms = step(part, objective, teacher)
-            # each term's gradient starts with its weight in the sum, which needs no operation of its own
-            torch.autograd.backward(list(terms.values()), state.starts(objective.weights, share))
+            # a sum, not terms whose gradients are their weights: to check those, PyTorch imports SymPy
+            pairs = zip(terms.values(), objective.weights.values(), strict=True)
+            loss = reduce(torch.add, [share * weight * term for term, weight in pairs])
+            state.scaler.scale(loss).backward()
         seen.append((share, [term.detach() for term in terms.values()]))
     state.tally.add(state.step, objective.weights, seen)
     if state.looks_at_loss:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -52,7 +50,6 @@ class State:
         self.optimizer = build_optimizer(network, settings.optim)
         self.learning_rate = learning_rate(settings.optim, settings.epochs, self.steps_per_epoch)
         self.scaler = engine.scaler()
-        self._starts: dict[tuple[float, ...], tuple[Tensor, ...]] = {}  # of gradients, by weights
         self.epoch = self.step = 0  # finished epochs; finished steps of the running one
         self.tally = Tally()  # of the running epoch
         self.history: list[dict[str, Any]] = []
@@ -100,13 +97,6 @@ class State:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def starts(self, weights: Mapping[str, float], share: float) -> list[Tensor]:
-        """What the gradient of each term starts with in a part of a batch: its weight, scaled for half precision."""
-        values = tuple(share * weight for weight in weights.values())
-        if values not in self._starts:
-            self._starts[values] = torch.tensor(values, device=self.engine.device).unbind()
-        return [self.scaler.scale(start) for start in self._starts[values]]
-
     def optimizer_step(self) -> None:
         if self.settings.optim.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -131,7 +121,7 @@ class State:
             **{f"validation_{name}": value for name, value in scores.items()},
             "images_per_second": images_per_second,
         }
-        self.epoch, self.step, self.tally, self._starts = self.epoch + 1, 0, Tally(), {}
+        self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
         self.history.append(row)
         self.waited += 1
         self.consider(scores)

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import kdistill
-from kdistill import console
+from kdistill import console, launch
 from kdistill.cli import main, parse
 from kdistill.config import folders
 from kdistill.config.schema import Config
@@ -555,11 +555,14 @@ def test_a_process_of_its_own_settles_before_it_works(
     before, stages.answer = gc.get_freeze_count(), answer
     monkeypatch.setattr(stages, "check_before", check_before)
     monkeypatch.setattr(sys, "argv", ["kdistill", "distill"])
+    monkeypatch.setattr(launch, "end", sys.exit)
     try:
-        assert main() == 0
+        with pytest.raises(SystemExit) as end:
+            main()
     finally:
         gc.unfreeze()
         gc.enable()
+    assert end.value.code == 0
     assert (planning, working) == ([False], [(True, True)])
 
 
