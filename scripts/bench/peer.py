@@ -165,15 +165,8 @@ def of_kdistill(command: Command, case: Row, words: list[str], work: Path) -> Ro
 def of_peer(command: Command) -> Row:
     """What the first says of itself, where there are two; measuring the accuracy is not timed."""
     said = [json.loads(text.splitlines()[-1]) for text in command.said]
-    apart = min(command.active(*one["scored"]) for one in said)
-    ends = itertools.pairwise(said[0]["ends"])
-    return {
-        "job_seconds": (command.seconds - apart) / len(said),
-        "images_per_second": said[0]["images"] / statistics.median(command.active(*epoch) for epoch in ends),
-        "cpu_seconds_per_1000": said[0]["cpu_seconds_per_1000"],
-        "peak_mb": command.peak_mb,
-        "top1": said[0]["top1"],
-    }
+    apart = min(one.pop("apart") for one in said)
+    return {"job_seconds": (command.seconds - apart) / len(said), **said[0], "peak_mb": command.peak_mb}
 
 
 def is_ours(case: Row) -> bool:

@@ -9,6 +9,7 @@ import os
 import resource
 import select
 import signal
+import struct
 import subprocess
 import tempfile
 import time
@@ -22,6 +23,7 @@ from memory import memory
 
 #: how often a command's memory is looked at; more often would slow it
 LOOK_SECONDS = 1.0
+CLOCK = Path(__file__).with_name("clock")
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class Process:
 
 
 class Command:
-    """Processes that are started, stopped and let run together, and what they used. Times are of `time.perf_counter`.
+    """Processes that are started, stopped and let run together, and what they used.
 
-    A command line of several is a process of its own with all that it starts. `weight` is how long it takes,
-    roughly, in the unit of those that it takes turns with.
+    A command line of several is a process of its own with all that it starts; in those that are Python's,
+    `time.perf_counter` stands still while they are stopped. `weight` is how long it takes, roughly, in the unit of
+    those that it takes turns with.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Command:
         self.usages: list[resource.struct_rusage] = []
         self.peak_mb = 0.0
         self.said = [""] * len(lines)
-        self._lines, self._variables, self._folder = lines, variables, folder
+        self._stopped = tempfile.NamedTemporaryFile()  # noqa: SIM115  for how long, which the processes look up
+        self._lines, self._folder = lines, folder
+        self._variables = {**variables, "PYTHONPATH": str(CLOCK), "TURNS_STOPPED": self._stopped.name}
         self._running: dict[int, Process] = {}  # by a descriptor that is readable when it has ended
 
     @property
@@ -62,16 +67,14 @@ class Command:
     def cpu_seconds(self) -> float:
         return sum(usage.ru_utime + usage.ru_stime for usage in self.usages)
 
-    def active(self, start: float, end: float) -> float:
-        """How many of the seconds from `start` to `end` it ran."""
-        return sum(max(0.0, min(end, stop) - max(start, go)) for go, stop in self.spans)
-
     def turn(self, seconds: float) -> bool:
         """Let it run until `seconds` are over or it has ended; returns whether it has.
 
         Raises `SystemExit` with what a process wrote to stderr if that failed.
         """
         started = time.perf_counter()
+        stopped = started - self.spans[0][0] - self.seconds if self.spans else 0.0
+        os.pwrite(self._stopped.fileno(), struct.pack("d", stopped), 0)
         self._signal(signal.SIGCONT)
         if not self.spans:
             self._start()
@@ -79,12 +82,16 @@ class Command:
             self._wait(min(left, LOOK_SECONDS))
         self._signal(signal.SIGSTOP)
         self.spans.append((started, time.perf_counter()))
-        return not self._running
+        if self._running:
+            return False
+        self._stopped.close()
+        return True
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
         for descriptor in list(self._running):
             self._end(descriptor)
+        self._stopped.close()
 
     def _start(self) -> None:
         for number, line in enumerate(self._lines):
