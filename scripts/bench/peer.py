@@ -50,21 +50,19 @@ STUDENTS = {
     "resnet8": (resnet, {"name": "resnet8", "params": {"width": None}}, ["student=resnet8"]),
 }
 SWEEPING = ["soft_targets.views=null", f"loss.T={','.join(map(str, SWEEP))}", "-m"]
-#: how long each takes, roughly, and what it is told
 ROWS = {
-    "kdistill": (4, ["soft_targets.views=null"]),
-    "kdistill, 2 views": (2, ["soft_targets.views=2"]),
-    "kdistill, sweep of 8": (10, SWEEPING),
-    "kdistill, sweep of 8, two at a time": (
-        8,
-        [*SWEEPING, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-    ),
-    "torchdistill": (13, ["torchdistill", "--workers=2"]),
-    "torchdistill, eval": (12, ["torchdistill", "--workers=2", "--eval-teacher"]),
-    "torchdistill, eval, 0 workers": (11, ["torchdistill", "--workers=0", "--eval-teacher"]),
-    "torchdistill, eval, 0 workers, two at a time": (15, ["torchdistill", "--workers=0", "--eval-teacher"]),
-    "plain loop": (11, ["plain", "--workers=2"]),
+    "kdistill": ["soft_targets.views=null"],
+    "kdistill, 2 views": ["soft_targets.views=2"],
+    "kdistill, sweep of 8": SWEEPING,
+    "kdistill, sweep of 8, two at a time": [*SWEEPING, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "torchdistill": ["torchdistill", "--workers=2"],
+    "torchdistill, eval": ["torchdistill", "--workers=2", "--eval-teacher"],
+    "torchdistill, eval, 0 workers": ["torchdistill", "--workers=0", "--eval-teacher"],
+    "torchdistill, eval, 0 workers, two at a time": ["torchdistill", "--workers=0", "--eval-teacher"],
+    "plain loop": ["plain", "--workers=2"],
 }
+#: how long each of them takes, roughly
+WEIGHTS = {"tiny": (4, 2, 10, 9, 14, 12, 12, 17, 12), "resnet8": (3, 2, 14, 13, 6, 5, 5, 6, 5)}
 KDISTILL = [sys.executable, "-m", "kdistill"]
 AT_ONCE = ", two at a time"
 Row = dict[str, float | int | str]
@@ -124,7 +122,8 @@ def export(job: Job, path: Path) -> None:
 def command_of(case: Row, prepared: Job, words: list[str], work: Path) -> Command:
     """For kdistill in a folder that has the teacher and nothing else."""
     name = str(case["row"])
-    weight, settings = ROWS[name]
+    settings = ROWS[name]
+    weight = WEIGHTS[str(case["student"])][list(ROWS).index(name)]
     folder = Path(kdistill.__file__).parents[1]
     if is_ours(case):
         runs = runs_of(case, work)
@@ -146,7 +145,7 @@ def command_of(case: Row, prepared: Job, words: list[str], work: Path) -> Comman
 
 def of_kdistill(command: Command, case: Row, words: list[str], work: Path) -> Row:
     """The test accuracy by another command, which is not timed."""
-    settings, runs = ROWS[str(case["row"])][1], runs_of(case, work)
+    settings, runs = ROWS[str(case["row"])], runs_of(case, work)
     line = [*KDISTILL, "eval", *words_of(case, words, work), settings[0], "loss.T=4", "eval.cost=false"]
     subprocess.run([*line, f"hydra.run.dir={runs}/eval"], check=True, capture_output=True)
     row = json.loads((runs / "eval" / "result.json").read_text())["row"]
