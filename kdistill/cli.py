@@ -224,7 +224,7 @@ def _carry_out(plan: Plan) -> int:
 def _hydra_jobs(plan: Plan) -> int:
     from kdistill import hydra_app
 
-    argv = [*(["--multirun"] if plan.multirun else []), *plan.overrides]
+    argv = ["--multirun", *plan.overrides]
     ended: KeyboardInterrupt | RunError | None = None
     try:
         if plan.launcher.is_parallel:
@@ -233,8 +233,10 @@ def _hydra_jobs(plan: Plan) -> int:
             workers.prepare(plan)
             with workers.supervised(plan.launcher.name):
                 hydra_app.call(argv, workers.WorkerTask())
-        else:
+        elif plan.multirun:
             hydra_app.call(argv)
+        else:
+            hydra_app.run(plan.cfg, plan.folder)
     except (KeyboardInterrupt, RunError) as ex:
         ended = ex
     if plan.multirun:

@@ -1,4 +1,4 @@
-"""Hydra's command line, called from Python: its errors are raised, and not printed."""
+"""Hydra's jobs, called from Python: errors are raised, and not printed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,32 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import configure_log, run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, read_write
 
 from kdistill.config import folders, hydra_state
 from kdistill.task import task
 
 
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Run the one job of a checked config in `folder`, as `hydra.main` would, which composes it twice before."""
+    with read_write(cfg.hydra):
+        cfg.hydra.mode, cfg.hydra.run.dir = RunMode.RUN, str(folder)
+    configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)
+    with hydra_state.composer():
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+        job = run_job(task, cfg, "hydra.run.dir", None, context)
+    _ = job.return_value  # raises what the job has raised
+
+
 def call(argv: list[str], function: Callable[[DictConfig], float | None] = task) -> None:
-    """Let Hydra call a function for every job of a command line, or show what that asks for."""
+    """Let Hydra's command line call a function for every job of a sweep, or show what it is asked for."""
     with _hydra_process(["kdistill", *argv]):
         hydra.main(
             version_base=hydra_state.VERSION_BASE,

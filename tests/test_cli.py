@@ -11,8 +11,11 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 from rich.console import Console
 
 import kdistill
@@ -522,6 +525,23 @@ def test_artifacts_take_none_of_the_stages_options(
 
 
 # --- the process ---
+
+
+def test_the_config_that_was_checked_is_the_one_that_runs(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command composes once: nothing that changes in between reaches the run, and no time is lost."""
+    composed = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+        composed.append(compose(self, *args, **kwargs))
+        return composed[-1]
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert main(["distill", "loss.T=3"]) == 0
+    assert len(composed) == 1
+    assert [config.loss.T for config in stages.asked] == [3]
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,13 @@ def test_a_sweep_may_come_from_a_config(tmp_path: Path) -> None:
 
 
 def test_the_run_folder_is_known_beforehand() -> None:
-    """Hydra gets the resolved folder: front and jobs agree on it, whatever the clock says."""
-    found = plan("distill", ['runs="else where\'s"'])
+    """Hydra's sweeper gets the resolved folder: front and jobs agree on it, whatever the clock says."""
+    assert plan("distill", ['runs="else where\'s"']).folder.parent == Path("else where's/distill")
+    found = plan("distill", ["loss.T=1,2", 'runs="else where\'s"'], multirun=True)
     assert found.folder.parent == Path("else where's/distill")
-    again = plan("distill", found.overrides[1:])
+    assert found.folder.name.startswith("sweep_")
+    again = plan("distill", found.overrides[1:], multirun=True)
     assert again.folder == found.folder
-    assert str(plan("distill", ["loss.T=1,2"], multirun=True).folder).startswith("runs/distill/sweep_")
 
 
 def _write(path: Path, text: str) -> None:

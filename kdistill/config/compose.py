@@ -33,7 +33,10 @@ from kdistill.errors import ConfigError, did_you_mean
 class Plan:
     """What a command will do, all of it checked."""
 
+    cfg: DictConfig
+    """As Hydra composed it, with its own section; of a sweep the first job's."""
     configs: list[Config]
+    """Of each job."""
     jobs: list[list[str]]
     """Overrides of each job."""
     swept: list[str]
@@ -45,7 +48,7 @@ class Plan:
     folder: Path
     """The run's folder, or the sweep's, below which each job has its own."""
     overrides: list[str]
-    """What Hydra is given."""
+    """What Hydra's sweeper is given."""
 
 
 def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
@@ -71,9 +74,9 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
             with _told_of(job, parsed):
                 configs.append(_checked(job) if multirun and job != first else validate(cfg))
         folder = _folder(cfg, multirun)
-    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     swept = [_name(override) for override in parsed if override.is_sweep_override()]
     return Plan(
+        cfg=cfg,
         configs=configs,
         jobs=jobs,
         swept=list(dict.fromkeys(swept)),
@@ -81,7 +84,7 @@ def plan(stage: str, words: Sequence[str], multirun: bool = False) -> Plan:
         is_listed=_is_basic(cfg),
         launcher=launcher,
         folder=folder,
-        overrides=[*words, f"{key}={quoted(str(folder))}"],
+        overrides=[*words, f"hydra.sweep.dir={quoted(str(folder))}"],
     )
 
 

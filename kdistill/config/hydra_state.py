@@ -40,7 +40,9 @@ def composer() -> Iterator[None]:
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(folders.shipped_dir()), version_base=VERSION_BASE):
+        with initialize_config_dir(
+            str(folders.shipped_dir()), job_name="kdistill", version_base=VERSION_BASE
+        ):
             yield
     finally:
         GlobalHydra.instance().hydra = outer
