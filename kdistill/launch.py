@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kdistill.errors import Interrupted, PeerLost, RunError
@@ -51,12 +52,18 @@ def own_place() -> Iterator[list[str]]:
         yield []
         return
     console = sys.stdout, sys.stderr
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123
+    with scratch() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123
         sys.stdout = sys.stderr = nowhere
         try:
             yield [f"hydra.run.dir='{folder}'"]
         finally:
             sys.stdout, sys.stderr = console
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what this rank alone needs; within its starter's, who clears up after one that is killed."""
+    told = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return tempfile.TemporaryDirectory(dir=Path(told).parent if told else None)
 
 
 def end(code: int) -> NoReturn:

@@ -10,7 +10,6 @@ import json
 import logging
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kdistill import ranks
+from kdistill import launch, ranks
 from kdistill.files import load_state, save_state, sha256_of, sync, write_bytes, write_json
 
 log = logging.getLogger("kdistill")
@@ -90,9 +89,9 @@ def build(final: Path, what: dict[str, Any], make: Callable[[Work], None], origi
 
 def assist(final: Path, make: Callable[[Work], None] | None) -> None:
     """Take part, as another rank, in what the main one builds, and wait for it."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with launch.scratch() as folder:
         if ranks.decided(False) and make:
-            make(Assistance(Path(scratch), source=_partial_of(final)))
+            make(Assistance(Path(folder), source=_partial_of(final)))
     ranks.barrier()
 
 

@@ -23,7 +23,7 @@ from kdistill.partial import Work
 from kdistill.stages.job import Job
 from tests.conftest import TINY
 from tests.test_loop import network
-from tests.test_ranks import TORCHRUN, finish
+from tests.test_ranks import finish, torchrun
 from tests.training_of_fsdp import ADAMW, student, trained
 
 Result = dict[str, Any]
@@ -143,7 +143,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     script = ("-m", "tests.training_of_fsdp")
     finish(sys.executable, *script, alone, alone)
-    finish(*TORCHRUN, *script, two, alone)
+    finish(*torchrun(tmp_path_factory.mktemp("logs")), *script, two, alone)
     return [alone, two]
 
 

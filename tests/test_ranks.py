@@ -22,7 +22,12 @@ from kdistill.stages.checks import check_shares
 from kdistill.stages.job import Job
 from tests.conftest import TINY
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def torchrun(logs: Path) -> tuple[str, ...]:
+    """Starts two processes; `logs` is for what it writes itself, which it leaves behind."""
+    program = (sys.executable, "-m", "torch.distributed.run")
+    return (*program, "--standalone", "--nproc-per-node=2", f"--log-dir={logs}")
 
 
 # --- alone, and pretending not to be ---
@@ -282,7 +287,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     script = ("-m", "tests.training_of_ranks")
     finish(sys.executable, *script, alone)
-    finish(*TORCHRUN, *script, two)
+    finish(*torchrun(alone), *script, two)
     return [torch.load(file, weights_only=True) for file in (alone / "0.pt", two / "0.pt", two / "1.pt")]
 
 
@@ -335,7 +340,11 @@ def test_what_two_tell_each_other(results: list[dict[str, Any]]) -> None:
 
 def start(runs: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kdistill", "run", *TINY, f"runs={runs}", "device.processes=2", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    (runs / "tmp").mkdir(parents=True, exist_ok=True)
+    variables = os.environ | {"TMPDIR": str(runs / "tmp")}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
+    )
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
@@ -375,6 +384,7 @@ def test_a_killed_process_ends_the_command_which_goes_on_when_given_again(tmp_pa
         "process 1 of 2, counted from 0, was ended by SIGKILL. Give the same command again: it goes on from the state"
         " that was saved last"
     ]
+    assert not list((tmp_path / "tmp").glob("tmp*"))  # where Python makes what is thrown away
 
     process = start(tmp_path, *long)
     assert "going on at epoch" in "".join(lines_until(process, "teacher epoch"))
@@ -430,18 +440,21 @@ def test_one_process_alone_fails(rank: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_starts_the_same(tmp_path: Path) -> None:
     """The command under torchrun makes what `device.processes=2` would, once."""
-    finish(*TORCHRUN, "-m", "kdistill", "train-teacher", *TINY, f"runs={tmp_path}", "teacher.epochs=1")
+    runs = tmp_path / "runs"
+    finish(
+        *torchrun(tmp_path), "-m", "kdistill", "train-teacher", *TINY, f"runs={runs}", "teacher.epochs=1"
+    )
 
-    (folder,) = tmp_path.glob("artifacts/teacher/*")
+    (folder,) = runs.glob("artifacts/teacher/*")
     assert Artifact(folder).manifest["processes"] == 2
     assert Artifact(folder).manifest["made_from"]["processes"] == 2
-    assert len(list(tmp_path.glob("train-teacher/*"))) == 1
+    assert len(list(runs.glob("train-teacher/*"))) == 1
 
 
 @pytest.mark.slow
 def test_a_mistake_under_torchrun_is_told_once(tmp_path: Path) -> None:
     """By the main process, before torchrun's own report."""
-    command = [*TORCHRUN, "-m", "kdistill", "distill", *TINY, f"runs={tmp_path}"]
+    command = [*torchrun(tmp_path), "-m", "kdistill", "distill", *TINY, f"runs={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     assert done.returncode == 1

@@ -10,11 +10,12 @@ labels, batch 128, SGD with Nesterov momentum. Each job is a process of its own,
 student. The jobs of a seed and a student take turns of some seconds, in which all others are stopped: all meet the
 same machine. A job's seconds are those of its turns; images/s are an epoch's, in the median. Every finished job is a
 line of DIR/rows.jsonl: the same command goes on after a break. Prints a Markdown table of medians, and medians of the
-seeds' ratios. `--device cuda` does it all on a GPU.
+seeds' ratios, those of the jobs also as if torchdistill took no time to validate. `--device cuda` does it all on a GPU.
 
 torchdistill: as the library leaves it (2 workers, the teacher in training mode), with the teacher in evaluation
-mode, and that without workers. kdistill: a view for each epoch, and 2 views; its job makes the soft targets, too,
-and validates after each epoch, which the others do not. Its sweep over 8 temperatures is one command, whose
+mode, and that without workers. It validates after each epoch, as its example program and kdistill do; the plain loop
+does not, as PyTorch's tutorial does not. kdistill: a view for each epoch, and 2 views; its job makes the soft targets,
+too. Its sweep over 8 temperatures is one command, whose
 soft targets are made once. Two at a time: kdistill's sweep by joblib, and two of torchdistill's jobs at once, each
 with one thread; the seconds are those of both, halved.
 """
@@ -108,12 +109,9 @@ def main() -> None:
 def export(job: Job, path: Path) -> None:
     """The images as kdistill has them, for the others."""
     data = job.data
-    arrays = {
-        f"{name}_images": split.images.numpy() for name, split in (("train", data.train), ("test", data.test))
-    }  # type: ignore[attr-defined]
-    arrays |= {
-        f"{name}_labels": split.labels.numpy() for name, split in (("train", data.train), ("test", data.test))
-    }
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    arrays = {f"{name}_images": split.images.numpy() for name, split in splits.items()}  # type: ignore[attr-defined]
+    arrays |= {f"{name}_labels": split.labels.numpy() for name, split in splits.items()}
     arrays |= {"mean": np.float32(data.mean), "std": np.float32(data.std)}
     if not path.exists():
         np.savez(path, **arrays)
@@ -164,8 +162,10 @@ def of_kdistill(command: Command, case: Row, words: list[str], work: Path) -> Ro
 def of_peer(command: Command) -> Row:
     """What the first says of itself, where there are two; measuring the accuracy is not timed."""
     said = [json.loads(text.splitlines()[-1]) for text in command.said]
-    apart = min(one.pop("apart") for one in said)
-    return {"job_seconds": (command.seconds - apart) / len(said), **said[0], "peak_mb": command.peak_mb}
+    apart, validating = (min(one[key] for one in said) for key in ("apart", "validation_seconds"))
+    found = {key: said[0][key] for key in ("images_per_second", "cpu_seconds_per_1000", "top1")}
+    found |= {"job_seconds": (command.seconds - apart) / len(said), "peak_mb": command.peak_mb}
+    return found | {"validation_seconds": validating / len(said)}
 
 
 def is_ours(case: Row) -> bool:
@@ -208,14 +208,23 @@ def ratios(rows: list[Row]) -> Iterator[str]:
                 continue
             pairs = list(zip(own, peers, strict=True))
             jobs = [min(float(r["job_seconds"]) for r in p) / float(o["job_seconds"]) for o, p in pairs]
+            bare = [min(map(_unvalidated, p)) / float(o["job_seconds"]) for o, p in pairs]
             rate = "images_per_second"
             training = [float(o[rate]) / max(float(r[rate]) for r in p) for o, p in pairs]
             told = [
                 f"{what} {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-                for what, found in (("job", jobs), ("training", training))
+                for what, found in (
+                    ("job", jobs),
+                    ("job without its validation", bare),
+                    ("training", training),
+                )
             ]
             against = f"fastest{', one or two at a time' if also_two else ''}"
             yield f"{student}, {name}, times torchdistill's {against}: {', '.join(told)}"
+
+
+def _unvalidated(row: Row) -> float:
+    return float(row["job_seconds"]) - float(row["validation_seconds"])
 
 
 def _ran_beside(row: Row, own: Row, also_two: bool) -> bool:

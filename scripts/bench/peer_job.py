@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import json
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 T, ALPHA, BATCH = 4.0, 0.1, 128
+Loader = DataLoader[tuple[Tensor, int]] | None
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
@@ -49,20 +49,27 @@ def main() -> None:
     arrays = np.load(args.data)
     teacher = load(args.teacher).to(args.device)
     student = module_of(args.source).build(**args.student).to(args.device)
-    train = Images(arrays["train_images"], arrays["train_labels"], arrays["mean"], arrays["std"])
+    train, validation = (Images(arrays, name, augmented=name == "train") for name in ("train", "validation"))
 
-    ends = [time.perf_counter()]
-    for _ in WAYS[args.way](train, teacher, student, args):
+    epochs, validating = [], 0.0
+    begun = time.perf_counter()
+    for loader in WAYS[args.way](train, validation, teacher, student, args):
         if args.device.type == "cuda":
             torch.cuda.synchronize()
-        ends.append(time.perf_counter())
+        ended = time.perf_counter()
+        epochs.append(ended - begun)
+        if loader is not None:
+            validate(student, loader, args.device)
+        begun = time.perf_counter()
+        validating += begun - ended
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     images = len(train) // BATCH * BATCH
     cpu = sum(u.ru_utime + u.ru_stime for u in usage)
     started = time.perf_counter()
     found = {
-        "images_per_second": images / statistics.median(b - a for a, b in itertools.pairwise(ends)),
+        "images_per_second": images / statistics.median(epochs),
         "cpu_seconds_per_1000": cpu / images / args.epochs * 1000,
+        "validation_seconds": validating,
         "top1": accuracy(student.cpu(), arrays),
     }
     print(json.dumps({**found, "apart": time.perf_counter() - started}))
@@ -71,14 +78,14 @@ def main() -> None:
 class Images(Dataset):  # type: ignore[type-arg]
     """Grey images as torchvision's data sets give them: through PIL, one at a time."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, arrays: Any, split: str, augmented: bool) -> None:
+        self.images, self.labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        crop = transforms.RandomCrop(self.images.shape[-1], padding=2)
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(images.shape[-1], padding=2),
-                transforms.RandomHorizontalFlip(),
+                *([crop, transforms.RandomHorizontalFlip()] if augmented else []),
                 transforms.ToTensor(),
-                transforms.Normalize(mean.tolist(), std.tolist()),
+                transforms.Normalize(arrays["mean"].tolist(), arrays["std"].tolist()),
             ]
         )
 
@@ -90,9 +97,12 @@ class Images(Dataset):  # type: ignore[type-arg]
 
 
 def by_torchdistill(
-    train: Images, teacher: nn.Module, student: nn.Module, args: argparse.Namespace
-) -> Iterator[None]:
-    """The library's box, with the parts of its samples for KD on CIFAR. Yields after each epoch."""
+    train: Images, validation: Images, teacher: nn.Module, student: nn.Module, args: argparse.Namespace
+) -> Iterator[Loader]:
+    """The library's box, with the parts of its samples for KD on CIFAR.
+
+    Yields what to validate on after each epoch, as the library's example program does, with the box's own loader.
+    """
     from torchdistill.core.distillation import DistillationBox
 
     layers = {f"{who}_module_{part}": what for who in ("student", "teacher") for part, what in OUTPUT.items()}
@@ -104,6 +114,10 @@ def by_torchdistill(
             "sampler": {"class_or_func": RandomSampler},
             "kwargs": {"batch_size": BATCH, "num_workers": args.workers, "drop_last": True},
         },
+        "val_data_loader": {
+            "dataset_id": "validation",
+            "kwargs": {"batch_size": BATCH, "num_workers": args.workers},
+        },
         "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
         "student": {"forward_proc": "forward_batch_only"},
         "optimizer": {"key": "SGD", "kwargs": dict(SGD)},
@@ -113,7 +127,8 @@ def by_torchdistill(
             "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}},
         },
     }
-    box = DistillationBox(teacher, student, {"train": train}, config, args.device, None, False, 1)
+    splits = {"train": train, "validation": validation}
+    box = DistillationBox(teacher, student, splits, config, args.device, None, False, 1)
     for epoch in range(args.epochs):
         box.pre_epoch_process(epoch=epoch)
         if args.eval_teacher:
@@ -122,13 +137,16 @@ def by_torchdistill(
             loss = box.forward_process(images.to(args.device), labels.to(args.device), supplement)
             box.post_forward_process(loss=loss)
         box.post_epoch_process()
-        yield
+        yield box.val_data_loader
 
 
 def by_a_plain_loop(
-    train: Images, teacher: nn.Module, student: nn.Module, args: argparse.Namespace
+    train: Images, validation: Images, teacher: nn.Module, student: nn.Module, args: argparse.Namespace
 ) -> Iterator[None]:
-    """As in PyTorch's own tutorial on distillation: the teacher runs in every step, in evaluation mode."""
+    """As in PyTorch's own tutorial on distillation: the teacher runs in every step, in evaluation mode.
+
+    Does not validate, as the tutorial does not.
+    """
     loader = DataLoader(train, BATCH, shuffle=True, num_workers=args.workers, drop_last=True)
     optimizer = torch.optim.SGD(student.parameters(), **SGD)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
@@ -174,7 +192,16 @@ def module_of(path: Path) -> Any:
 
 
 @torch.inference_mode()
-@torch.no_grad()
+def validate(student: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    right = seen = 0
+    student.eval()
+    for images, labels in loader:
+        right += int((student(images.to(device)).argmax(1) == labels.to(device)).sum())
+        seen += len(labels)
+    return right / seen
+
+
+@torch.inference_mode()
 def accuracy(student: nn.Module, arrays: Any) -> float:
     mean, std = (torch.from_numpy(arrays[name]).view(-1, 1, 1) for name in ("mean", "std"))
     images = torch.from_numpy(arrays["test_images"]).float() / 255
