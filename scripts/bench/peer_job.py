@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 from torchvision import transforms
 
 T, ALPHA, BATCH = 4.0, 0.1, 128
@@ -116,6 +116,7 @@ def by_torchdistill(
         },
         "val_data_loader": {
             "dataset_id": "validation",
+            "sampler": {"class_or_func": SequentialSampler},
             "kwargs": {"batch_size": BATCH, "num_workers": args.workers},
         },
         "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
