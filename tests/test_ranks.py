@@ -23,7 +23,6 @@ from kdistill.stages.job import Job
 from tests.conftest import TINY
 
 
-
 def torchrun(logs: Path) -> tuple[str, ...]:
     """Starts two processes; `logs` is for what it writes itself, which it leaves behind."""
     program = (sys.executable, "-m", "torch.distributed.run")
@@ -342,9 +341,7 @@ def start(runs: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kdistill", "run", *TINY, f"runs={runs}", "device.processes=2", *words]
     (runs / "tmp").mkdir(parents=True, exist_ok=True)
     variables = os.environ | {"TMPDIR": str(runs / "tmp")}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
@@ -441,9 +438,7 @@ def test_one_process_alone_fails(rank: int, tmp_path: Path) -> None:
 def test_torchrun_starts_the_same(tmp_path: Path) -> None:
     """The command under torchrun makes what `device.processes=2` would, once."""
     runs = tmp_path / "runs"
-    finish(
-        *torchrun(tmp_path), "-m", "kdistill", "train-teacher", *TINY, f"runs={runs}", "teacher.epochs=1"
-    )
+    finish(*torchrun(tmp_path), "-m", "kdistill", "train-teacher", *TINY, f"runs={runs}", "teacher.epochs=1")
 
     (folder,) = runs.glob("artifacts/teacher/*")
     assert Artifact(folder).manifest["processes"] == 2
