@@ -1,9 +1,11 @@
-"""Shared by all tests: no user's config, and small configs composed from the shipped YAML."""
+"""Shared by all tests: no user's config, small configs composed from the shipped YAML, stages that do nothing."""
 
 import logging
 import os
 import shlex
 import shutil
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
+from kdistill.config import folders
 from kdistill.config.schema import Config
+from kdistill.records import Result, Table
 
 # The tests' networks are tiny: a second thread costs more than it brings, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -235,3 +239,44 @@ def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
         monkeypatch.setattr(ranks, "size", lambda: size)
 
     return pretend
+
+
+class Stages(types.ModuleType):
+    """Stands in for `kdistill.stages`: remembers what it was asked, and answers as the test says."""
+
+    def __init__(self) -> None:
+        super().__init__("kdistill.stages")
+        self.asked: list[Config] = []
+        self.checked: list[list[Config]] = []
+        self.answer: Callable[[Config], Result] = self.result
+
+    def check_before(self, configs: list[Config], overrides: object = ()) -> None:
+        self.checked.append(list(configs))
+
+    def run_stage(self, config: Config, overrides: list[str], folder: Path) -> Result:
+        self.asked.append(config)
+        self.words = overrides
+        logging.getLogger("kdistill").info("epoch 1/1")
+        return self.answer(config)
+
+    @staticmethod
+    def result(config: Config) -> Result:
+        table = Table(
+            "Student", ["model", "top-1"], [[config.student.name, "91.23"], ["x" * 90, "1"]], "on test"
+        )
+        return Result(
+            0.5, {"top1": 0.123456, "T": config.loss.T}, [table], "next: kdistill eval", {"student": "a/b"}
+        )
+
+
+@pytest.fixture
+def stages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hydras_logging: Callable[[], None]
+) -> Iterator[Stages]:
+    """The stand-in, in an empty current folder."""
+    fake = Stages()
+    monkeypatch.setitem(sys.modules, "kdistill.stages", fake)
+    monkeypatch.setattr("kdistill.stages", fake, raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield fake
+    folders.use_folders()

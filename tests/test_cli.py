@@ -2,72 +2,25 @@
 
 import csv
 import errno
-import gc
 import json
 import logging
 import shlex
-import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from omegaconf import DictConfig
 from rich.console import Console
 
 import kdistill
-from kdistill import console, launch
+from kdistill import console
 from kdistill.cli import main, parse
 from kdistill.config import folders
 from kdistill.config.schema import Config
 from kdistill.errors import Diverged, Interrupted, MissingArtifact
 from kdistill.records import Result, Table
-
-COMMAND = [sys.executable, "-m", "kdistill"]
-
-
-class Stages(types.ModuleType):
-    """Stands in for `kdistill.stages`: remembers what it was asked, and answers as the test says."""
-
-    def __init__(self) -> None:
-        super().__init__("kdistill.stages")
-        self.asked: list[Config] = []
-        self.checked: list[list[Config]] = []
-        self.answer: Callable[[Config], Result] = self.result
-
-    def check_before(self, configs: list[Config], overrides: object = ()) -> None:
-        self.checked.append(list(configs))
-
-    def run_stage(self, config: Config, overrides: list[str], folder: Path) -> Result:
-        self.asked.append(config)
-        self.words = overrides
-        logging.getLogger("kdistill").info("epoch 1/1")
-        return self.answer(config)
-
-    @staticmethod
-    def result(config: Config) -> Result:
-        table = Table(
-            "Student", ["model", "top-1"], [[config.student.name, "91.23"], ["x" * 90, "1"]], "on test"
-        )
-        return Result(
-            0.5, {"top1": 0.123456, "T": config.loss.T}, [table], "next: kdistill eval", {"student": "a/b"}
-        )
-
-
-@pytest.fixture
-def stages(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hydras_logging: Callable[[], None]
-) -> Iterator[Stages]:
-    """The stand-in, in an empty current folder."""
-    fake = Stages()
-    monkeypatch.setitem(sys.modules, "kdistill.stages", fake)
-    monkeypatch.setattr(kdistill, "stages", fake, raising=False)
-    monkeypatch.chdir(tmp_path)
-    yield fake
-    folders.use_folders()
+from tests.conftest import Stages
 
 
 def _raising(ex: BaseException) -> Callable[[Config], Result]:
@@ -522,89 +475,3 @@ def test_artifacts_take_none_of_the_stages_options(
         assert main(argv) == 2
         assert capsys.readouterr().err.startswith("unknown option '--multirun'.")
     assert stages.asked == []
-
-
-# --- the process ---
-
-
-def test_the_config_that_was_checked_is_the_one_that_runs(
-    stages: Stages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A command composes once: nothing that changes in between reaches the run, and no time is lost."""
-    composed = []
-    compose = ConfigLoaderImpl.load_configuration
-
-    def counted(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        composed.append(compose(self, *args, **kwargs))
-        return composed[-1]
-
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
-    assert main(["distill", "loss.T=3"]) == 0
-    assert len(composed) == 1
-    assert [config.loss.T for config in stages.asked] == [3]
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [["--help"], ["distill", "--help"], ["list"], ["distill", "--cfg", "job"], ["distill", "loss.T=-1"]],
-)
-def test_torch_is_not_imported_before_a_run(argv: list[str], tmp_path: Path) -> None:
-    """Help, lists, configs and mistakes do not wait for torch; help does not even import Hydra."""
-    code = (
-        "import sys; from kdistill.cli import main; main(sys.argv[1:]);"
-        " heavy = {'torch', 'torchvision', 'sklearn'} & set(sys.modules); assert not heavy, heavy;"
-        " assert '--help' not in sys.argv or 'hydra' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_process_of_its_own_settles_before_it_works(
-    stages: Stages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While it imports and plans, nobody looks for garbage; when it works, not among what that has made."""
-    planning, working = [], []
-
-    def check_before(configs: list[Config], overrides: object = ()) -> None:
-        planning.append(gc.isenabled())
-
-    def answer(config: Config) -> Result:
-        working.append((gc.isenabled(), gc.get_freeze_count() > before))
-        return stages.result(config)
-
-    before, stages.answer = gc.get_freeze_count(), answer
-    monkeypatch.setattr(stages, "check_before", check_before)
-    monkeypatch.setattr(sys, "argv", ["kdistill", "distill"])
-    monkeypatch.setattr(launch, "end", sys.exit)
-    try:
-        with pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        gc.unfreeze()
-        gc.enable()
-    assert end.value.code == 0
-    assert (planning, working) == ([False], [(True, True)])
-
-
-def test_the_caller_s_garbage_is_its_own(stages: Stages) -> None:
-    """A command line that another program gives leaves that one's collector as it is."""
-    before = gc.isenabled(), gc.get_freeze_count()
-    assert main(["distill", "loss.T=2"]) == 0
-    assert (gc.isenabled(), gc.get_freeze_count()) == before
-
-
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    """`kdistill --help | head -0` prints no traceback."""
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; (sleep 0.5; exec {sys.executable} -m kdistill --help) | true"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (141, "")
-
-
-def test_exit_code_of_the_process(tmp_path: Path) -> None:
-    """`python -m kdistill` hands the exit code to the shell, and its message to stderr."""
-    done = subprocess.run([*COMMAND, "distil"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("unknown command 'distil'. Did you mean 'distill'")

@@ -221,56 +221,6 @@ def test_what_the_main_rank_has_said_is_not_said_again(failures: dict[int, Any])
     assert launch._answer(failures, 2) == 2
 
 
-#: says when Python clears up what a module still holds
-CLEARED_UP = """
-import atexit, threading, time
-from kdistill import launch
-
-def late(what):
-    time.sleep(0.2)
-    print(what)
-
-class Held:
-    def __del__(self):
-        print("cleared up")
-
-held = Held()
-atexit.register(print, "registered")
-threading.Thread(target=late, args=["thread"]).start()
-print("done")
-"""
-#: what is done before
-DONE = ["done", "thread", "registered"]
-
-
-@pytest.mark.parametrize(
-    ("last", "said"),
-    [("launch.end(3)", DONE), ("exit(3)", [*DONE, "cleared up"])],
-)
-def test_a_process_ends_before_python_clears_up(last: str, said: list[str]) -> None:
-    """Threads are waited for and what is registered for the end is done, in Python's order, and no more."""
-    done = subprocess.run(
-        (sys.executable, "-c", CLEARED_UP + last), capture_output=True, text=True, timeout=60
-    )
-
-    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (3, said, "")
-
-
-@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["trian"], 2)])
-def test_the_command_ends_so(words: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it went well or not; with words of its own it returns."""
-    from kdistill import cli
-
-    monkeypatch.setattr(launch, "end", sys.exit)
-    monkeypatch.setattr(sys, "argv", ["kdistill", *words])
-    monkeypatch.setattr(cli.gc, "disable", lambda: None)
-
-    assert cli.main(words) == code
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == code
-
-
 # --- two processes ---
 
 
