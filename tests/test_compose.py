@@ -236,6 +236,24 @@ def test_mistakes_in_a_users_file(tmp_path: Path, text: str, message: str) -> No
     assert _failure(tmp_path, "experiment=mine").splitlines()[0].endswith(message)
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lossT=4", "loss.T"),
+        ("loss_T=4", "loss.T"),
+        ("student_epochs=3", "student.epochs"),
+        ("studentepochs=3", "student.epochs"),
+        ("dataset.train-samples=9", "dataset.train_samples"),
+        ("teacher.optim_lr=1", "teacher.optim.lr"),
+        ("soft-targets.views=2", "soft_targets.views"),
+    ],
+)
+def test_a_forgotten_dot_is_put_back(tmp_path: Path, word: str, meant: str) -> None:
+    """Dots, dashes and underscores are mistaken for each other; what is left of the name is enough."""
+    key = word.partition("=")[0]
+    assert _failure(tmp_path, word).splitlines()[0].endswith(f"no setting {key!r}. Did you mean {meant!r}?")
+
+
 def _failure(folder: Path, *words: str) -> str:
     import io
     from contextlib import redirect_stderr

@@ -202,7 +202,7 @@ def unknown_setting(key: str, cfg: DictConfig) -> str:
     prefix = f"{parent}." if parent else ""
     tail = key.removeprefix(f"{prefix}{wrong}")
     repaired = [f"{prefix}{name}{tail}" for name in _close(wrong, siblings)]
-    hint = _or(repaired) or _near(key, [name for name in siblings if prefix], cfg)
+    hint = _or(_respelt(key, cfg)) or _or(repaired) or _near(key, [name for name in siblings if prefix], cfg)
     return f"{_ask(f'no setting {key!r}', hint)}\n{_settings(parent, siblings)}"
 
 
@@ -224,6 +224,15 @@ def _near(key: str, siblings: Sequence[str], cfg: DictConfig | None = None) -> s
     near = near or _described(wrong, beside)
     near = near or [path for path in texts if path.rpartition(".")[2] == wrong][:3]
     return _or(near or _described(wrong, texts)[:2])
+
+
+def _respelt(key: str, cfg: DictConfig) -> list[str]:
+    """The settings that differ from a key in dots, dashes and underscores alone: `lossT`, `student-epochs`."""
+    return [path for path in descriptions() if _letters(path) == _letters(key) and _has(cfg, path)]
+
+
+def _letters(key: str) -> str:
+    return re.sub("[._-]", "", key)
 
 
 def _close(word: str, names: Sequence[str]) -> list[str]:

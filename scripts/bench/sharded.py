@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 from memory import memory, peak
 from step import table
@@ -46,11 +47,12 @@ def main() -> None:
 
 def run(name: str, args: argparse.Namespace) -> dict[str, object]:
     """Measure a row in processes of its own."""
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}", __file__]
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
     sizes = [f"--width={args.width}", f"--depth={args.depth}", f"--processes={args.processes}"]
-    command = [sys.executable, *start, *sizes, f"--row={name}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    with tempfile.TemporaryDirectory() as logs:  # torchrun would leave them
+        command = [sys.executable, *start, f"--log-dir={logs}", __file__, *sizes, f"--row={name}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found = {"row": name, **json.loads(done.stdout)}
     print(json.dumps(found), flush=True)
     return found
