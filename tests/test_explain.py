@@ -1,7 +1,5 @@
 """`kdistill explain` and `kdistill list layers` as a user meets them."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,18 +188,6 @@ def test_help_of_the_two_tools(capsys: pytest.CaptureFixture[str]) -> None:
 def test_completion(line: str, answers: list[str]) -> None:
     """Methods after `explain`; settings after `list layers`."""
     assert completion.complete(line) == answers
-
-
-@pytest.mark.parametrize("argv", [["explain"], ["explain", "dkd"], ["explain", "crd"], ["explain", "--help"]])
-def test_torch_is_not_imported(argv: list[str], tmp_path: Path) -> None:
-    """Explaining does not wait for torch; the overview not even for Hydra."""
-    code = (
-        "import sys; from kdistill.cli import main; assert main(sys.argv[1:]) == 0;"
-        " heavy = {'torch', 'torchvision', 'sklearn'} & set(sys.modules); assert not heavy, heavy;"
-        " assert sys.argv[2:] not in ([], ['--help']) or 'hydra' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
 
 
 # --- list layers ---
